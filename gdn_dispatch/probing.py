@@ -1,0 +1,57 @@
+"""Asking a backend's ``probe`` once, for a bounded time, whatever it does."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from gdn_dispatch.errors import BackendContractError
+from gdn_dispatch.types import Available, Unavailable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+__all__ = ["PROBE_TIMEOUT_S", "ProbeResult", "ask"]
+
+PROBE_TIMEOUT_S: Final = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeResult:
+    """What ``probe`` said, and what it raised if it said nothing."""
+
+    availability: Available | Unavailable
+    exception: BaseException | None = None
+
+
+def ask(probe: Callable[[], Any], timeout: float | None) -> ProbeResult:
+    """Call ``probe``, for at most ``timeout`` seconds; None calls it here and waits.
+
+    A probe that hangs (a driver that does not answer, a file system that is gone) cannot be
+    stopped. It is left behind on a daemon thread, which does not keep the process alive.
+    """
+    if timeout is None:
+        return _call(probe)
+    results: list[ProbeResult] = []
+    thread = threading.Thread(
+        target=lambda: results.append(_call(probe)), name="gdn_dispatch probe", daemon=True
+    )
+    thread.start()
+    thread.join(timeout)
+    if not results:
+        return ProbeResult(Unavailable(f"probe() did not answer within {timeout:g} s"))
+    if isinstance(results[0].exception, KeyboardInterrupt):
+        raise results[0].exception
+    return results[0]
+
+
+def _call(probe: Callable[[], Any]) -> ProbeResult:
+    try:
+        answer = probe()
+    except BaseException as error:  # noqa: BLE001 - the reason is kept, whatever a plugin raises
+        return ProbeResult(Unavailable(f"probe() raised {type(error).__name__}: {error}"), error)
+    if isinstance(answer, Available | Unavailable):
+        return ProbeResult(answer)
+    fault = f"probe() returned {type(answer).__name__}, expected Available or Unavailable"
+    return ProbeResult(Unavailable(fault), BackendContractError(fault))

@@ -1,0 +1,1 @@
+"""The built-in backend: pure torch, on the CPU; also the readable reference."""

@@ -1,0 +1,218 @@
+"""The gated delta rule token by token, fp32, on state views in place.
+
+For decode, speculative decode and sequences too short to fill a chunk. The state is by far the
+largest operand, so a step passes over it three times and no more: decay, one product with both
+the key and the query, one rank-1 update. The output needs no second product with the new state::
+
+    S <- 2^g S
+    [d; o'] = [beta v; 0] + [-beta k; scale q] S
+    S <- S + k d^T,     o = o' + (scale q . k) d
+
+Everything that does not involve the state is computed for all tokens at once beforehand. States
+are taken one sequence at a time: a 2 MiB state then stays in cache between its three passes, and
+no product's shape depends on what else is in the batch.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from gdn_dispatch.torch_backend.kernels.gemm import fast_fp32_products
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from gdn_dispatch.torch_backend.kernels.jobs import Heads, SequenceJob
+
+__all__ = ["MAX_STEPS_BEFORE_CHUNKS", "StepJob", "run_steps"]
+
+MAX_STEPS_BEFORE_CHUNKS = 8
+"""Longest sequence for which steps beat one padded chunk (measured: a chunk costs about ten)."""
+
+_L2_EPS = 1e-6
+_TOKEN_BLOCK = 256
+
+
+class StepJob(NamedTuple):
+    """A ``SequenceJob`` that may also want its state after each token.
+
+    Attributes:
+        job: The sequence.
+        writes: One view per token that receives the state after it (None: not wanted); empty for
+            ordinary sequences, whose final state goes to ``job.write``.
+    """
+
+    job: SequenceJob
+    writes: tuple[torch.Tensor | None, ...] = ()
+
+
+class _Tokens(NamedTuple):
+    """State-independent parts of n tokens; lists hold one view per token."""
+
+    decay: Sequence[torch.Tensor]  # [HV, 1, 1] 2^g
+    left: Sequence[torch.Tensor]  # [HV, 2, K] rows -beta k, scale q
+    start: Sequence[torch.Tensor]  # [HV, 2, V] rows beta v, 0; becomes d, o'
+    d: Sequence[torch.Tensor]  # [HV, 1, V] view of start
+    key: Sequence[torch.Tensor]  # [HV, K, 1]
+    pairs: torch.Tensor  # [n, HV, 2, V]: what start views
+    query_key: torch.Tensor  # [n, HV, 1]
+
+
+def run_steps(heads: Heads, jobs: Sequence[StepJob], out: torch.Tensor) -> None:
+    """Run every job token by token.
+
+    Args:
+        heads: Inputs over all tokens.
+        jobs: Sequences of at least one token.
+        out: ``[B, T, HV, V]``; rows of the jobs' tokens are written.
+    """
+    for batch in _in_blocks(jobs):
+        rows = _Rows(batch, heads)
+        tokens = _prepare(rows, heads)
+        with fast_fp32_products(out.device.type):
+            first = 0
+            for step_job in batch:
+                _run_one(step_job, tokens, first)
+                first += step_job.job.length
+        pairs = tokens.pairs
+        rows.scatter(out, torch.addcmul(pairs[:, :, 1], tokens.query_key, pairs[:, :, 0]))
+
+
+def _in_blocks(jobs: Sequence[StepJob]) -> list[list[StepJob]]:
+    """Cut the jobs so that the prepared tokens of a block stay small; jobs are not cut."""
+    blocks: list[list[StepJob]] = []
+    tokens = _TOKEN_BLOCK
+    for step_job in jobs:
+        length = step_job.job.length
+        if tokens + length > _TOKEN_BLOCK:
+            blocks.append([])
+            tokens = 0
+        blocks[-1].append(step_job)
+        tokens += length
+    return blocks
+
+
+class _Rows:
+    """The tokens of a block of jobs, as one slice where they lie together, else as an index."""
+
+    def __init__(self, jobs: Sequence[StepJob], heads: Heads) -> None:
+        T = heads.q.shape[1]
+        flat = [(j.job.batch * T + j.job.start, j.job.length) for j in jobs]
+        self.start, self.tokens = flat[0][0], sum(length for _, length in flat)
+        end = self.start
+        together = True
+        for start, length in flat:
+            together = together and start == end
+            end = start + length
+        self.index: torch.Tensor | None = None
+        if not together:
+            self.index = torch.cat(
+                [torch.arange(start, start + length) for start, length in flat]
+            ).to(heads.q.device)
+
+    def gather(self, x: torch.Tensor) -> torch.Tensor:
+        """``[B, T, ...]`` to ``[tokens, ...]``."""
+        flat = x.flatten(0, 1) if x.shape[0] > 1 else x[0]
+        if self.index is not None:
+            return flat.index_select(0, self.index)
+        return flat[self.start : self.start + self.tokens]
+
+    def scatter(self, out: torch.Tensor, values: torch.Tensor) -> None:
+        """``[tokens, HV, V]`` into the rows of ``out [B, T, HV, V]`` (contiguous in B and T)."""
+        flat = out.view(-1, *out.shape[2:])
+        if self.index is not None:
+            flat.index_copy_(0, self.index, values.to(out.dtype))
+        else:
+            flat[self.start : self.start + self.tokens].copy_(values)
+
+
+def _prepare(rows: _Rows, heads: Heads) -> _Tokens:
+    n = rows.tokens
+    H, K = heads.k.shape[2:]
+    HV, V = heads.v.shape[2:]
+    r = HV // H
+    queries_keys = torch.empty(n, H, 2, K, dtype=torch.float32, device=heads.q.device)
+    queries_keys[:, :, 0].copy_(rows.gather(heads.k))
+    queries_keys[:, :, 1].copy_(rows.gather(heads.q))
+    if heads.l2norm:
+        norm = torch.linalg.vector_norm(queries_keys, dim=-1, keepdim=True)
+        queries_keys.mul_(norm.square_().add_(_L2_EPS).rsqrt_())
+    if heads.scale != 1.0:
+        queries_keys[:, :, 1].mul_(heads.scale)
+    key, query = queries_keys[:, :, 0], queries_keys[:, :, 1]
+    query_key = (key * query).sum(-1)  # [n, H]
+
+    beta = rows.gather(heads.beta)
+    decay = rows.gather(heads.g).exp()
+    left = torch.empty(n, H, r, 2, K, dtype=torch.float32, device=heads.q.device)
+    torch.mul(key.unsqueeze(2), beta.view(n, H, r, 1), out=left[..., 0, :]).neg_()
+    left[..., 1, :].copy_(query.unsqueeze(2))
+    pairs = torch.empty(n, HV, 2, V, dtype=torch.float32, device=heads.q.device)
+    torch.mul(rows.gather(heads.v), beta.unsqueeze(-1), out=pairs[:, :, 0])
+    pairs[:, :, 1].zero_()
+    if r > 1:
+        key = key.repeat_interleave(r, dim=1)
+        query_key = query_key.repeat_interleave(r, dim=1)
+    return _Tokens(
+        decay.view(n, HV, 1, 1).unbind(0),
+        left.view(n, HV, 2, K).unbind(0),
+        pairs.unbind(0),
+        pairs[:, :, :1].unbind(0),
+        key.unsqueeze(-1).unbind(0),
+        pairs,
+        query_key.unsqueeze(-1),
+    )
+
+
+def _run_one(step_job: StepJob, tokens: _Tokens, first: int) -> None:
+    """All tokens of one sequence; leaves d and o' of each in ``tokens.pairs``."""
+    job, writes = step_job
+    state, ready = _working_state(step_job, tokens)
+    read = job.read
+    for t in range(job.length):
+        i = first + t
+        if t == 0 and read is None:
+            # From zero: d = beta v and o' = 0 are what start holds already.
+            torch.mul(tokens.key[i], tokens.d[i], out=state)
+        else:
+            if t == 0 and not ready and read is not None:
+                torch.mul(read, tokens.decay[i], out=state)
+            else:
+                state.mul_(tokens.decay[i])
+            torch.baddbmm(tokens.start[i], tokens.left[i], state, out=tokens.start[i])
+            state.addcmul_(tokens.key[i], tokens.d[i])
+        if writes and writes[t] is not None:
+            writes[t].copy_(state)  # type: ignore[union-attr]
+    for _, target in job.checkpoints:
+        target.copy_(state)
+    if job.write is not None and job.write is not state:
+        job.write.copy_(state)
+
+
+def _working_state(step_job: StepJob, tokens: _Tokens) -> tuple[torch.Tensor, bool]:
+    """Memory for the running state, and whether it already holds the state to start from.
+
+    The final state's own memory where that is fp32 with rows of V: a decode step on an engine's
+    pool then copies nothing.
+    """
+    job = step_job.job
+    target = job.write
+    if target is not None and target.dtype == torch.float32 and target.stride(-1) == 1:
+        if job.read is None or job.read is target:
+            return target, job.read is not None
+        if job.read.data_ptr() == target.data_ptr() and job.read.stride() == target.stride():
+            return target, True
+        if job.read.dtype == torch.float32:
+            return target, False
+        target.copy_(job.read)
+        return target, True
+    shape = (tokens.key[0].shape[0], tokens.key[0].shape[1], tokens.d[0].shape[-1])
+    state = torch.empty(shape, dtype=torch.float32, device=tokens.pairs.device)
+    if job.read is None:
+        return state, False
+    if job.read.dtype == torch.float32:
+        return state, False
+    state.copy_(job.read)
+    return state, True
