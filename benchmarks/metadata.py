@@ -5,6 +5,7 @@
 Needs ``fla-core==0.6.0`` and ``vllm==0.33.0`` installed without their dependencies: the peers'
 functions are plain torch on the host, and are taken out of the installed files one by one, because
 importing either package wants a GPU stack. Their result caches are left out: every step is new.
+Everything runs on one thread.
 
 Variants, interleaved in every round, so that a ratio compares neighbours in time:
 
@@ -196,21 +197,23 @@ def variants(num_seqs: int, num_tokens: int, peers: SimpleNamespace) -> dict[str
     return {"functions": functions, "bytes": 4 * words}
 
 
-def run(rounds: int = 15, *, seconds_per_timing: float = 0.004) -> dict[str, Any]:
+def run(rounds: int = 15, *, seconds_per_timing: float = 0.01) -> dict[str, Any]:
     """Time every variant on every case; medians in microseconds and medians of paired ratios."""
     peers = load_peers()
+    # numpy has one thread; torch's others wait for each other on a shared machine.
+    torch.set_num_threads(1)
     results = []
     for num_seqs, num_tokens in CASES:
         case = variants(num_seqs, num_tokens, peers)
         functions: dict[str, Callable[[], None]] = case["functions"]
-        repeats = {
-            name: max(1, int(seconds_per_timing / _seconds(function, 1)))
-            for name, function in functions.items()
-            if _seconds(function, 1)  # the first call of each fills tables and caches
-        }
+        repeats: dict[str, int] = {}
+        for name, function in functions.items():
+            function()  # fills tables
+            repeats[name] = max(1, int(seconds_per_timing / _seconds(function, 1)))
         times: dict[str, list[float]] = {name: [] for name in functions}
         for _ in range(rounds):
             for name, function in functions.items():
+                function()  # its neighbour left other data in the caches
                 times[name].append(1e6 * _seconds(function, repeats[name]))
         ratios = {
             f"{over}/{under}": median(a / b for a, b in zip(times[over], times[under], strict=True))
