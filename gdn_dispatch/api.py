@@ -330,5 +330,3 @@ def gdn_attention(
         activation, scale, allow_neg_eigval, state_v_first, out, backend, projected_states_qkvz,
         projected_states_ba, z, gqa_interleaved_layout,
     )  # fmt: skip
-
-

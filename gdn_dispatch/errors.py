@@ -51,7 +51,9 @@ class InvalidArgumentError(GDNDispatchError, ValueError):
 
     def __init__(self, argument: str, got: str, expected: str, *, hint: str = "") -> None:
         self.argument, self.got, self.expected = argument, got, expected
-        super().__init__(f"{argument}: got {got}, expected {expected}" + (f"; {hint}" if hint else ""))
+        super().__init__(
+            f"{argument}: got {got}, expected {expected}" + (f"; {hint}" if hint else "")
+        )
 
 
 class InvalidPlanError(InvalidArgumentError):

@@ -120,9 +120,30 @@ def run_layer_call(
         out = torch.empty((shape.T, shape.HV, shape.V), dtype=x.dtype, device=device)
     result = bound.function(
         GDNRequest(
-            mixed_qkv, a, b, projected_states_qkvz, projected_states_ba, z, gqa_interleaved_layout,
-            meta, conv_state, ssm_state, conv_weight, conv_bias, A_log, dt_bias, activation, scale,
-            allow_neg_eigval, state_v_first, out, shape.H, shape.HV, shape.K, shape.V, bound.provider,
+            mixed_qkv,
+            a,
+            b,
+            projected_states_qkvz,
+            projected_states_ba,
+            z,
+            gqa_interleaved_layout,
+            meta,
+            conv_state,
+            ssm_state,
+            conv_weight,
+            conv_bias,
+            A_log,
+            dt_bias,
+            activation,
+            scale,
+            allow_neg_eigval,
+            state_v_first,
+            out,
+            shape.H,
+            shape.HV,
+            shape.K,
+            shape.V,
+            bound.provider,
         )  # fmt: skip
     )
     if type(result) is not GDNOutput:

@@ -58,7 +58,11 @@ def check_layer(
         K, V = V, K
     D, W = conv_weight.shape
     if not (HV and K and V and D and W):
-        refuse("ssm_state" if not (HV and K and V) else "conv_weight", "a size of 0", "sizes of at least 1")
+        refuse(
+            "ssm_state" if not (HV and K and V) else "conv_weight",
+            "a size of 0",
+            "sizes of at least 1",
+        )
     key_channels = D - HV * V
     if key_channels <= 0 or key_channels % (2 * K):
         refuse(
@@ -71,7 +75,12 @@ def check_layer(
     if HV % H:
         refuse("conv_weight", conv_weight, f"HV={HV} a multiple of H={H} = (D - HV*V) / (2*K)")
     if conv_state.shape[1] != D or conv_state.shape[2] < W - 1:
-        refuse("conv_state", conv_state, f"[slots, D={D}, L >= W-1={W - 1}]", "pass a view for other layouts")
+        refuse(
+            "conv_state",
+            conv_state,
+            f"[slots, D={D}, L >= W-1={W - 1}]",
+            "pass a view for other layouts",
+        )
 
     if qkvz is None and ba is None and z is None:
         x, T = _check_split(mixed_qkv, a, b, D, HV)
@@ -80,7 +89,13 @@ def check_layer(
     dtype, device = x.dtype, x.device
     if dtype not in FLOATING:
         check_dtype("projected_states_qkvz" if mixed_qkv is None else "mixed_qkv", x, FLOATING)
-    same_dtype = [("a", a), ("b", b), ("projected_states_ba", ba), ("z", z), ("conv_state", conv_state)]
+    same_dtype = [
+        ("a", a),
+        ("b", b),
+        ("projected_states_ba", ba),
+        ("z", z),
+        ("conv_state", conv_state),
+    ]
     for name, value in same_dtype:
         if value is not None and value.dtype is not dtype:
             check_dtype(name, value, (dtype,))

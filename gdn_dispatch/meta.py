@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from gdn_dispatch.errors import MetadataError
+from gdn_dispatch.handles import make_handle, remember
 from gdn_dispatch.meta_parts import ChunkTable, MetaSpec, SequenceGroup, empty_prefill, views
 from gdn_dispatch.plan.batch import BatchPlan
 from gdn_dispatch.plan.chunks import chunk_indices
@@ -39,8 +40,14 @@ _TENSOR_FIELDS = (
 )
 
 
+class _Referable:
+    """``ChunkMeta`` is held weakly by ``handles``; a slotted dataclass has to be told."""
+
+    __slots__ = ("__weakref__",)
+
+
 @dataclass(slots=True, eq=False, repr=False, kw_only=True)
-class ChunkMeta:
+class ChunkMeta(_Referable):
     """Metadata of one step of N rows for one backend. Backends may subclass it.
 
     int32 tensors on ``device``, unless said otherwise. Slots are None in recurrence-only metadata
@@ -66,6 +73,7 @@ class ChunkMeta:
         num_accepted_tokens: ``[N]`` or None.
         checkpoint_sequences, checkpoint_offsets, checkpoint_slots: ``[n]`` each, or None. Row
             numbers of the step, as in ``plan.checkpoints``.
+        handle: Stands for this object in compiled graphs; see ``gdn_dispatch.handles``.
     """
 
     backend: str
@@ -94,7 +102,12 @@ class ChunkMeta:
     _layout: Layout
     _arena: PinnedArena
     _capacity: BatchPlan
+    handle: torch.Tensor = field(init=False)
     _chunk_indices_host: tuple[int, ...] | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        self.handle = make_handle(self.plan.num_seqs)
+        remember(self)
 
     def __repr__(self) -> str:
         groups = ", ".join(
@@ -246,7 +259,7 @@ def build(
     fields: dict[str, Any] = {name: tensors.get(name) for name in _TENSOR_FIELDS}
     return cls(
         backend=backend,
-        device=device,
+        device=flat.device,  # "cuda" has become the device it means
         plan=plan,
         spec=spec,
         serving=serving,

@@ -119,5 +119,3 @@ def check_owner(meta: ChunkMeta, bound: Bound) -> None:
             f"'{bound.name}', the backend of this call",
             hint=f"build_chunk_meta(..., backend='{bound.name}'), or call with backend='{meta.backend}'",
         )
-
-

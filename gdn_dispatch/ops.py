@@ -21,7 +21,6 @@ from gdn_dispatch.rule_call import run_rule
 __all__ = ["gated_delta_rule", "gdn_attention"]
 
 
-
 @torch.library.custom_op("gdn_dispatch::gated_delta_rule", mutates_args=())
 def _rule(
     recurrent: bool,
@@ -134,9 +133,7 @@ def _rule_backward(
         if state is not None:
             results.append(state)
             grads.append(grad_state)
-        found = torch.autograd.grad(
-            results, [inputs[i] for i in leaves], grads, allow_unused=True
-        )
+        found = torch.autograd.grad(results, [inputs[i] for i in leaves], grads, allow_unused=True)
     return [
         torch.zeros_like(inputs[i]) if grad is None else grad.clone()
         for i, grad in zip(leaves, found, strict=True)

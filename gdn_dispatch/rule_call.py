@@ -74,7 +74,12 @@ def run_rule(
                 use_gate_in_kernel=use_gate_in_kernel,
             )
     if allow_neg_eigval and not use_beta_sigmoid_in_kernel:
-        refuse("allow_neg_eigval", True, "use_beta_sigmoid_in_kernel=True with it", "double beta yourself")
+        refuse(
+            "allow_neg_eigval",
+            True,
+            "use_beta_sigmoid_in_kernel=True with it",
+            "double beta yourself",
+        )
     device = q.device
     if use_gate_in_kernel:
         if A_log is None:
@@ -89,11 +94,35 @@ def run_rule(
     state_dtype = None
     if initial_state is not None:
         state_dtype = getattr(initial_state, "dtype", None)
-    grad = torch.is_grad_enabled() and _any_requires_grad(q, k, v, g, beta, initial_state, A_log, dt_bias)
-    key = (recurrent, device, q.dtype, state_dtype, shape[2:], packed, grad, state_v_first, use_gate_in_kernel)
+    grad = torch.is_grad_enabled() and _any_requires_grad(
+        q, k, v, g, beta, initial_state, A_log, dt_bias
+    )
+    key = (
+        recurrent,
+        device,
+        q.dtype,
+        state_dtype,
+        shape[2:],
+        packed,
+        grad,
+        state_v_first,
+        use_gate_in_kernel,
+    )
     bound = lookup(key, backend)
     if bound is None:
-        bound = _bind_rule(key, q, v, shape, initial_state, recurrent, packed, grad, state_v_first, use_gate_in_kernel, backend)
+        bound = _bind_rule(
+            key,
+            q,
+            v,
+            shape,
+            initial_state,
+            recurrent,
+            packed,
+            grad,
+            state_v_first,
+            use_gate_in_kernel,
+            backend,
+        )
 
     N = shape.B
     if packed:
@@ -102,14 +131,32 @@ def run_rule(
     if initial_state is not None:
         K, V = shape.K, shape.V
         if state_v_first:
-            check_state("initial_state", initial_state, (N, shape.HV, V, K), "[N, HV, V, K]", device)
+            check_state(
+                "initial_state", initial_state, (N, shape.HV, V, K), "[N, HV, V, K]", device
+            )
         else:
-            check_state("initial_state", initial_state, (N, shape.HV, K, V), "[N, HV, K, V]", device)
+            check_state(
+                "initial_state", initial_state, (N, shape.HV, K, V), "[N, HV, K, V]", device
+            )
     result = bound.function(
         RuleRequest(
-            q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
-            use_beta_sigmoid_in_kernel, allow_neg_eigval, state_v_first, A_log, dt_bias, meta,
-            recurrent, bound.provider,
+            q,
+            k,
+            v,
+            g,
+            beta,
+            scale,
+            initial_state,
+            output_final_state,
+            use_qk_l2norm_in_kernel,
+            use_beta_sigmoid_in_kernel,
+            allow_neg_eigval,
+            state_v_first,
+            A_log,
+            dt_bias,
+            meta,
+            recurrent,
+            bound.provider,
         )  # fmt: skip
     )
     if type(result) is not GDNOutput:
@@ -218,7 +265,9 @@ def _host_lengths(cu_seqlens: Any, cu_seqlens_cpu: Any) -> Any:
             refuse("cu_seqlens_cpu", cu_seqlens_cpu, "the values of cu_seqlens")
         return own
     if host is not None and np.shape(host) != tuple(cu_seqlens.shape):
-        refuse("cu_seqlens_cpu", cu_seqlens_cpu, f"the shape of cu_seqlens, {tuple(cu_seqlens.shape)}")
+        refuse(
+            "cu_seqlens_cpu", cu_seqlens_cpu, f"the shape of cu_seqlens, {tuple(cu_seqlens.shape)}"
+        )
     return host
 
 
@@ -230,5 +279,3 @@ def refuse_result(bound: Bound, hook: str, result: object) -> None:
     raise BackendContractError(
         f"{hook} of backend '{bound.name}' returned {type(result).__name__}, a GDNOutput is required"
     )
-
-

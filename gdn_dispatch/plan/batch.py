@@ -43,6 +43,7 @@ class BatchPlan:
         num_accepted_tokens: ``[N]`` int32, or None. Speculative rows read column ``accepted - 1``.
         pad_slot: A slot that is padding, besides all negative ones.
         checkpoints: States to keep on the way, or None.
+        max_slot: Largest slot the host knows of, -1 if there is none: pools must be larger.
     """
 
     query_start_loc: Int32Array
@@ -58,6 +59,7 @@ class BatchPlan:
     num_accepted_tokens: Int32Array | None = None
     pad_slot: int = -1
     checkpoints: Checkpoints | None = None
+    max_slot: int = -1
 
     def __repr__(self) -> str:
         given = [
@@ -180,9 +182,14 @@ def plan_batch(
         num_accepted_tokens=accepted,
         pad_slot=pad,
         checkpoints=checkpoints,
+        max_slot=_max_slot(writes, reads, None if checkpoints is None else checkpoints.slots),
     )
     check_races(plan)
     return plan
+
+
+def _max_slot(*slots: Int32Array | None) -> int:
+    return max((int(some.max()) for some in slots if some is not None and some.size), default=-1)
 
 
 def _check_starts(starts: Int32Array) -> None:

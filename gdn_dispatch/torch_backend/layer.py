@@ -165,7 +165,8 @@ class _Kernels:
         starts = meta.plan.query_start_loc
         padding = (write < 0) | (write == self.pad_slot)
         return [
-            (int(starts[n]), int(starts[n + 1])) for n in padding.nonzero()[0].tolist()
+            (int(starts[n]), int(starts[n + 1]))
+            for n in padding.nonzero()[0].tolist()
             if starts[n + 1] > starts[n]
         ]
 

@@ -64,5 +64,7 @@ def build_chunk_meta(request: MetaRequest, *, backend: str) -> TorchChunkMeta:
 
 
 def _on_host(tensor: torch.Tensor) -> _Array:
-    array: _Array = np.asarray(tensor.detach().numpy() if tensor.device.type == "cpu" else tensor.cpu())
+    array: _Array = np.asarray(
+        tensor.detach().numpy() if tensor.device.type == "cpu" else tensor.cpu()
+    )
     return array

@@ -37,7 +37,9 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
 
 def run_jobs(heads: Heads, jobs: list[SequenceJob], out: torch.Tensor, *, recurrent: bool) -> None:
     """Send every job to the kernel its own length calls for, whatever else is in the batch."""
-    longest_step = max((j.length for j in jobs), default=0) if recurrent else MAX_STEPS_BEFORE_CHUNKS
+    longest_step = (
+        max((j.length for j in jobs), default=0) if recurrent else MAX_STEPS_BEFORE_CHUNKS
+    )
     steps = [StepJob(job) for job in jobs if job.length <= longest_step]
     chunks = [job for job in jobs if job.length > longest_step]
     if steps:
@@ -53,7 +55,9 @@ def _spans(request: RuleRequest) -> Iterator[tuple[int, int, int]]:
         yield from ((b, 0, T) for b in range(B))
     else:
         plan = request.meta.plan
-        for start, length in zip(plan.query_start_loc.tolist(), plan.seq_lens.tolist(), strict=False):
+        for start, length in zip(
+            plan.query_start_loc.tolist(), plan.seq_lens.tolist(), strict=False
+        ):
             yield 0, start, length
 
 
@@ -126,9 +130,7 @@ def _by_sequence(request: RuleRequest, run: _Sequence) -> GDNOutput:
     final_state = None
     if request.output_final_state:
         K, V = request.k.shape[3], v.shape[3]
-        final_state = (
-            torch.stack(states) if states else flat.new_empty(0, v.shape[2], K, V)
-        )
+        final_state = torch.stack(states) if states else flat.new_empty(0, v.shape[2], K, V)
         if request.state_v_first:
             final_state = final_state.transpose(2, 3).contiguous()
     return GDNOutput(flat.to(v.dtype).view(v.shape), final_state)
@@ -138,8 +140,13 @@ def _differentiable(
     request: RuleRequest, batch: int, rows: slice, initial: torch.Tensor | None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     heads = _heads(request)
+    q, k, v, g, beta = (x[batch, rows] for x in heads[:5])
     return differentiable_gated_delta_rule(
-        *(x[batch, rows] for x in (heads.q, heads.k, heads.v, heads.g, heads.beta)),
+        q,
+        k,
+        v,
+        g,
+        beta,
         scale=heads.scale,
         initial_state=initial,
         l2norm=heads.l2norm,
@@ -158,7 +165,9 @@ def _oracle(
     if request.allow_neg_eigval:
         beta = beta * 2
     return reference_gated_delta_rule(
-        *(x[batch, rows] for x in (request.q, request.k, request.v)),
+        request.q[batch, rows],
+        request.k[batch, rows],
+        request.v[batch, rows],
         g,
         beta,
         scale=request.scale,

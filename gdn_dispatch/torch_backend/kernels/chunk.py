@@ -124,9 +124,9 @@ def _prepare_gates(heads: Heads, block: Sequence[_Chunk], H: int) -> _Gates:
         beta[first : first + count].flatten(0, 1)[:tokens].copy_(heads.beta[batch, rows])
     integer, fraction = split_cumulative_decay(g.transpose(1, 2).contiguous())
     from_start = torch.exp2(integer + fraction).view(n, H, -1, CHUNK)
-    to_end = torch.exp2(
-        (integer[..., -1:] - integer).add_(fraction[..., -1:] - fraction)
-    ).view(n, H, -1, CHUNK)
+    to_end = torch.exp2((integer[..., -1:] - integer).add_(fraction[..., -1:] - fraction)).view(
+        n, H, -1, CHUNK
+    )
     return _Gates(
         integer,
         fraction,
@@ -140,28 +140,22 @@ def _prepare_gates(heads: Heads, block: Sequence[_Chunk], H: int) -> _Gates:
 def _load(w: Workspace, heads: Heads, unit: Sequence[_Chunk]) -> None:
     """Cast and transpose the unit's q, k and v into the workspace; pad short chunks with zeros."""
     H, K = heads.k.shape[2:]
+    V = heads.v.shape[3]
     keys, queries = w.keys_queries[:, :, :CHUNK], w.keys_queries[:, :, CHUNK:]
+    values = w.values.view(UNIT, H, CHUNK, -1, V)
     for first, count, batch, start in _runs(unit):
-        span = slice(first, first + count)
-        tokens = unit[first].tokens
-        if tokens == CHUNK:
-            rows, shape = slice(start, start + count * CHUNK), (count, CHUNK)
-            k, q, v = (x[batch, rows].unflatten(0, shape) for x in (heads.k, heads.q, heads.v))
-            keys[span].copy_(k.transpose(1, 2))
-            queries[span].copy_(q.transpose(1, 2))
-            w.values[span].view(count, H, CHUNK, -1, v.shape[-1]).copy_(
-                v.unflatten(2, (H, -1)).transpose(1, 2)
-            )
-        else:
-            rows = slice(start, start + tokens)
-            k, q, v = (x[batch, rows] for x in (heads.k, heads.q, heads.v))
+        span, tokens = slice(first, first + count), unit[first].tokens
+        if tokens < CHUNK:  # the short last chunk of a sequence; always a run of its own
             w.keys_queries[first].zero_()
             w.values[first].zero_()
-            keys[first, :, :tokens].copy_(k.transpose(0, 1))
-            queries[first, :, :tokens].copy_(q.transpose(0, 1))
-            w.values[first, :, :tokens].view(H, tokens, -1, v.shape[-1]).copy_(
-                v.unflatten(1, (H, -1)).transpose(0, 1)
-            )
+        rows = slice(start, start + (count - 1) * CHUNK + tokens)
+        keys[span, :, :tokens].copy_(heads.k[batch, rows].view(count, tokens, H, K).transpose(1, 2))
+        queries[span, :, :tokens].copy_(
+            heads.q[batch, rows].view(count, tokens, H, K).transpose(1, 2)
+        )
+        values[span, :, :tokens].copy_(
+            heads.v[batch, rows].view(count, tokens, H, -1, V).transpose(1, 2)
+        )
 
 
 def _without_state(w: Workspace, gates: _Gates, first: int, n: int, heads: Heads) -> None:
@@ -206,7 +200,7 @@ def _with_state(w: Workspace, gates: _Gates, j: int, i: int, chunk: _Chunk) -> N
     job = chunk.job
     starts_from_zero = chunk.is_first and job.read is None
     if chunk.is_first and job.read is not None:
-        w.state_by_value_head.copy_(job.read.unflatten(0, w.state_by_value_head.shape[:2]))
+        w.state_by_value_head.copy_(job.read.view(w.state_by_value_head.shape))
     if starts_from_zero:
         w.residual_by_head.copy_(w.chunk_values[i])
     else:
@@ -218,9 +212,7 @@ def _with_state(w: Workspace, gates: _Gates, j: int, i: int, chunk: _Chunk) -> N
     if starts_from_zero:
         w.chunk_output[i].copy_(w.intra_output)
     else:
-        torch.addcmul(
-            w.intra_output, w.query_products, gates.from_start[j], out=w.chunk_output[i]
-        )
+        torch.addcmul(w.intra_output, w.query_products, gates.from_start[j], out=w.chunk_output[i])
     if chunk.is_last and job.write is None and chunk.checkpoint is None:
         return
     torch.mul(w.new_values, gates.to_end[j], out=w.update)
@@ -231,16 +223,15 @@ def _with_state(w: Workspace, gates: _Gates, j: int, i: int, chunk: _Chunk) -> N
         w.state_matrix.baddbmm_(w.chunk_keys_t[i], w.update_matrix)
     for target in (chunk.checkpoint, job.write if chunk.is_last else None):
         if target is not None:
-            target.unflatten(0, w.state_by_value_head.shape[:2]).copy_(w.state_by_value_head)
+            target.view(w.state_by_value_head.shape).copy_(w.state_by_value_head)
 
 
 def _store(w: Workspace, unit: Sequence[_Chunk], out: torch.Tensor) -> None:
     """Cast and transpose the unit's output into the caller's rows."""
+    HV, V = out.shape[2:]
     for first, count, batch, start in _runs(unit):
         tokens = unit[first].tokens
-        if tokens == CHUNK:
-            rows = out[batch, start : start + count * CHUNK].unflatten(0, (count, CHUNK))
-            rows.copy_(w.output[first : first + count].transpose(1, 2))
-        else:
-            rows = out[batch, start : start + tokens]
-            rows.copy_(w.output[first, :, :tokens].transpose(0, 1))
+        rows = out[batch, start : start + (count - 1) * CHUNK + tokens]
+        rows.view(count, tokens, HV, V).copy_(
+            w.output[first : first + count, :, :tokens].transpose(1, 2)
+        )

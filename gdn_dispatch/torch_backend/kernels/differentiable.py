@@ -64,9 +64,9 @@ def differentiable_gated_delta_rule(
     # Masked before exp2: a future difference may overflow, and inf * 0 has no gradient.
     decay = torch.exp2(difference.masked_fill(~visible, 0.0)).masked_fill(~visible, 0.0)
     from_start = torch.exp2(integer + fraction).unsqueeze(-1)
-    to_end = torch.exp2(
-        (integer[..., -1:] - integer) + (fraction[..., -1:] - fraction)
-    ).unsqueeze(-1)
+    to_end = torch.exp2((integer[..., -1:] - integer) + (fraction[..., -1:] - fraction)).unsqueeze(
+        -1
+    )
     system = (beta.unsqueeze(-1) * decay * (k @ k.transpose(-1, -2))).tril(-1)
     attention = decay * (q @ k.transpose(-1, -2))
 

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from gdn_dispatch.torch_backend.kernels.gemm import fast_fp32_products
+from gdn_dispatch.torch_backend.kernels.jobs import SequenceJob
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from gdn_dispatch.torch_backend.kernels.jobs import Heads, SequenceJob
+    from gdn_dispatch.torch_backend.kernels.jobs import Heads
 
 __all__ = ["MAX_STEPS_BEFORE_CHUNKS", "StepJob", "run_steps"]
 
@@ -51,13 +52,13 @@ class StepJob(NamedTuple):
 class _Tokens(NamedTuple):
     """State-independent parts of n tokens; lists hold one view per token."""
 
-    decay: Sequence[torch.Tensor]  # [HV, 1, 1] 2^g
+    decay: Sequence[torch.Tensor]  # [HV, 1, 1] e^g
     left: Sequence[torch.Tensor]  # [HV, 2, K] rows -beta k, scale q
     start: Sequence[torch.Tensor]  # [HV, 2, V] rows beta v, 0; becomes d, o'
     d: Sequence[torch.Tensor]  # [HV, 1, V] view of start
     key: Sequence[torch.Tensor]  # [HV, K, 1]
-    pairs: torch.Tensor  # [n, HV, 2, V]: what start views
-    query_key: torch.Tensor  # [n, HV, 1]
+    pairs: torch.Tensor  # [n, H, r, 2, V]: what start views
+    query_key: torch.Tensor  # [n, H, 1, 1] scale q . k
 
 
 def run_steps(heads: Heads, jobs: Sequence[StepJob], out: torch.Tensor) -> None:
@@ -68,7 +69,7 @@ def run_steps(heads: Heads, jobs: Sequence[StepJob], out: torch.Tensor) -> None:
         jobs: Sequences of at least one token.
         out: ``[B, T, HV, V]``; rows of the jobs' tokens are written.
     """
-    for batch in _in_blocks(jobs):
+    for batch in _in_blocks(_cut(jobs, heads)):
         rows = _Rows(batch, heads)
         tokens = _prepare(rows, heads)
         with fast_fp32_products(out.device.type):
@@ -76,12 +77,30 @@ def run_steps(heads: Heads, jobs: Sequence[StepJob], out: torch.Tensor) -> None:
             for step_job in batch:
                 _run_one(step_job, tokens, first)
                 first += step_job.job.length
-        pairs = tokens.pairs
-        rows.scatter(out, torch.addcmul(pairs[:, :, 1], tokens.query_key, pairs[:, :, 0]))
+        d, inter_output = tokens.pairs.unbind(3)
+        rows.scatter(out, torch.addcmul(inter_output, tokens.query_key, d).flatten(1, 2))
+
+
+def _cut(jobs: Sequence[StepJob], heads: Heads) -> list[StepJob]:
+    """Cut jobs of more tokens than a block into parts that hand the state on."""
+    parts: list[StepJob] = []
+    for step_job in jobs:
+        job = step_job.job
+        if job.length <= _TOKEN_BLOCK or step_job.writes:
+            parts.append(step_job)
+            continue
+        HV, V = heads.v.shape[2:]
+        carry = torch.empty(HV, heads.k.shape[3], V, dtype=torch.float32, device=heads.v.device)
+        for offset in range(0, job.length, _TOKEN_BLOCK):
+            length = min(_TOKEN_BLOCK, job.length - offset)
+            read = carry if offset else job.read
+            write = carry if offset + length < job.length else job.write
+            parts.append(StepJob(SequenceJob(job.batch, job.start + offset, length, read, write)))
+    return parts
 
 
 def _in_blocks(jobs: Sequence[StepJob]) -> list[list[StepJob]]:
-    """Cut the jobs so that the prepared tokens of a block stay small; jobs are not cut."""
+    """Group the jobs so that the prepared tokens of a block stay small."""
     blocks: list[list[StepJob]] = []
     tokens = _TOKEN_BLOCK
     for step_job in jobs:
@@ -138,31 +157,30 @@ def _prepare(rows: _Rows, heads: Heads) -> _Tokens:
     queries_keys[:, :, 1].copy_(rows.gather(heads.q))
     if heads.l2norm:
         norm = torch.linalg.vector_norm(queries_keys, dim=-1, keepdim=True)
-        queries_keys.mul_(norm.square_().add_(_L2_EPS).rsqrt_())
-    if heads.scale != 1.0:
+        factor = norm.square_().add_(_L2_EPS).rsqrt_()
+        factor[:, :, 1].mul_(heads.scale)
+        queries_keys.mul_(factor)
+    elif heads.scale != 1.0:
         queries_keys[:, :, 1].mul_(heads.scale)
-    key, query = queries_keys[:, :, 0], queries_keys[:, :, 1]
-    query_key = (key * query).sum(-1)  # [n, H]
+    key, query = queries_keys.unbind(2)
+    query_key = (key * query).sum(-1)
 
-    beta = rows.gather(heads.beta)
-    decay = rows.gather(heads.g).exp()
+    beta = rows.gather(heads.beta).reshape(n, H, r, 1)
     left = torch.empty(n, H, r, 2, K, dtype=torch.float32, device=heads.q.device)
-    torch.mul(key.unsqueeze(2), beta.view(n, H, r, 1), out=left[..., 0, :]).neg_()
-    left[..., 1, :].copy_(query.unsqueeze(2))
-    pairs = torch.empty(n, HV, 2, V, dtype=torch.float32, device=heads.q.device)
-    torch.mul(rows.gather(heads.v), beta.unsqueeze(-1), out=pairs[:, :, 0])
-    pairs[:, :, 1].zero_()
-    if r > 1:
-        key = key.repeat_interleave(r, dim=1)
-        query_key = query_key.repeat_interleave(r, dim=1)
+    torch.mul(key.unsqueeze(2), -beta, out=left[:, :, :, 0])
+    left[:, :, :, 1].copy_(query.unsqueeze(2))
+    pairs = torch.zeros(n, H, r, 2, V, dtype=torch.float32, device=heads.q.device)
+    torch.mul(rows.gather(heads.v).reshape(n, H, r, V), beta, out=pairs[:, :, :, 0])
+    key_by_value_head = key.unsqueeze(2).expand(n, H, r, K).reshape(n, HV, K, 1)
+    start = pairs.view(n, HV, 2, V)
     return _Tokens(
-        decay.view(n, HV, 1, 1).unbind(0),
+        rows.gather(heads.g).exp().reshape(n, HV, 1, 1).unbind(0),
         left.view(n, HV, 2, K).unbind(0),
-        pairs.unbind(0),
-        pairs[:, :, :1].unbind(0),
-        key.unsqueeze(-1).unbind(0),
+        start.unbind(0),
+        start[:, :, :1].unbind(0),
+        key_by_value_head.unbind(0),
         pairs,
-        query_key.unsqueeze(-1),
+        query_key.view(n, H, 1, 1),
     )
 
 

@@ -1,0 +1,51 @@
+# make demo | test | lint | types | parity | bench
+# Everything runs in .venv, made here from pinned versions; nothing else needs to be installed.
+
+PYTHON ?= python3
+BIN := .venv/bin
+PEERS := .venv-peers/bin
+PEER_PACKAGES := fla-core==0.6.0 vllm==0.33.0
+
+.PHONY: demo test lint types check parity bench bench-metadata clean
+
+demo: .venv/installed
+	$(BIN)/gdn-dispatch demo
+
+test: .venv/installed
+	$(BIN)/python -m pytest
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: .venv/installed
+	$(BIN)/mypy
+
+check: lint types test
+
+# The peers' own metadata functions, read from their wheels; neither is imported nor needs a GPU.
+parity: .venv-peers/installed
+	$(PEERS)/python -m pytest tests/parity
+
+# The rows of the README, written to benchmarks/results.
+bench: .venv/installed
+	$(BIN)/gdn-dispatch bench --output benchmarks/results/cpu.json --plot benchmarks/results/cpu
+
+bench-metadata: .venv-peers/installed
+	$(PEERS)/python benchmarks/metadata.py --json benchmarks/results/metadata.json
+
+.venv/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+.venv-peers/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	$(PEERS)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	$(PEERS)/pip install --quiet --disable-pip-version-check -c constraints.txt -e . pytest hypothesis
+	$(PEERS)/pip install --quiet --disable-pip-version-check --no-deps $(PEER_PACKAGES)
+	touch $@
+
+clean:
+	rm -rf .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,5 @@
+"""``python -m gdn_dispatch`` is ``gdn-dispatch``."""
+
+from gdn_dispatch.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,117 @@
+"""A random Gated DeltaNet layer, its tokens, and what the oracle says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from gdn_dispatch.torch_backend.reference import reference_gdn_layer
+from tests.support.numbers import generator
+
+
+@dataclass(frozen=True)
+class LayerDims:
+    H: int
+    HV: int
+    K: int
+    V: int
+    W: int
+
+    @property
+    def D(self) -> int:
+        return 2 * self.H * self.K + self.HV * self.V
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """``mixed_qkv [T, D]``, ``a [T, HV]``, ``b [T, HV]`` of one sequence or of a step."""
+
+    mixed_qkv: torch.Tensor
+    a: torch.Tensor
+    b: torch.Tensor
+
+    def __len__(self) -> int:
+        return self.mixed_qkv.shape[0]
+
+    def rows(self, start: int, end: int) -> Tokens:
+        return Tokens(self.mixed_qkv[start:end], self.a[start:end], self.b[start:end])
+
+    @property
+    def arguments(self) -> dict[str, torch.Tensor]:
+        return {"mixed_qkv": self.mixed_qkv, "a": self.a, "b": self.b}
+
+    def projections(self, dims: LayerDims, z: torch.Tensor, *, interleaved: bool):
+        """The same as the engine's fused projections; z is the output gate ``[T, HV, V]``."""
+        T, r = len(self), dims.HV // dims.H
+        widths = (dims.H * dims.K, dims.H * dims.K, dims.HV * dims.V)
+        parts = [*self.mixed_qkv.split(widths, dim=1), z.reshape(T, -1)]
+        gates = [self.b, self.a]
+        if interleaved:
+            parts = [x.reshape(T, dims.H, -1) for x in parts]
+            gates = [x.reshape(T, dims.H, r) for x in gates]
+        return {
+            "projected_states_qkvz": torch.cat(parts, dim=-1).reshape(T, -1),
+            "projected_states_ba": torch.cat(gates, dim=-1).reshape(T, -1),
+            "gqa_interleaved_layout": interleaved,
+        }
+
+
+@dataclass(frozen=True)
+class Layer:
+    """Weights and options, named as the arguments of ``gdn_attention``."""
+
+    dims: LayerDims
+    conv_weight: torch.Tensor
+    conv_bias: torch.Tensor | None
+    A_log: torch.Tensor
+    dt_bias: torch.Tensor
+    activation: str | None = "silu"
+    scale: float | None = None
+    allow_neg_eigval: bool = False
+
+    @property
+    def arguments(self) -> dict[str, object]:
+        names = ("conv_weight", "conv_bias", "A_log", "dt_bias", *self._options)
+        return {name: getattr(self, name) for name in names}
+
+    _options = ("activation", "scale", "allow_neg_eigval")
+
+    def reference(
+        self,
+        tokens: Tokens,
+        history: torch.Tensor | None = None,
+        state: torch.Tensor | None = None,
+        dtype: torch.dtype = torch.float64,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Output, conv history ``[D, W-1]`` and state after these tokens of one sequence."""
+        return reference_gdn_layer(
+            tokens.mixed_qkv, tokens.a, tokens.b, **self.arguments,
+            num_heads=self.dims.H, head_dim_k=self.dims.K, head_dim_v=self.dims.V,
+            conv_history=history, initial_state=state, dtype=dtype,
+        )  # fmt: skip
+
+    def with_options(self, **options: object) -> Layer:
+        return replace(self, **options)
+
+
+def random_layer(
+    dims: LayerDims, *, bias: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0
+) -> Layer:
+    rng = generator(seed)
+    return Layer(
+        dims=dims,
+        conv_weight=(torch.randn(dims.D, dims.W, generator=rng) * dims.W**-0.5).to(dtype),
+        conv_bias=(torch.randn(dims.D, generator=rng) * 0.1).to(dtype) if bias else None,
+        A_log=torch.log(torch.rand(dims.HV, generator=rng) * 4 + 0.1),
+        dt_bias=torch.randn(dims.HV, generator=rng) - 2.0,
+    )
+
+
+def random_tokens(
+    T: int, dims: LayerDims, *, dtype: torch.dtype = torch.float32, rng: torch.Generator | int = 0
+) -> Tokens:
+    if isinstance(rng, int):
+        rng = generator(rng)
+    shapes = ((T, dims.D), (T, dims.HV), (T, dims.HV))
+    return Tokens(*(torch.randn(shape, generator=rng).to(dtype) for shape in shapes))
