@@ -1,8 +1,4 @@
-"""What ``gdn-dispatch bench`` times, against what, and within which budget.
-
-A case prepares two samplers, each of which returns the seconds of one call, and a check of the
-numbers. ``bench`` interleaves the two, so that every ratio compares neighbours in time.
-"""
+"""What ``gdn-dispatch bench`` times, against what, and within which budget."""
 
 from __future__ import annotations
 
@@ -10,12 +6,10 @@ import inspect
 import math
 import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
@@ -23,82 +17,32 @@ import torch
 from gdn_dispatch import api
 from gdn_dispatch.capability import Capability, Feature
 from gdn_dispatch.cli import MissingExtraError, require
+from gdn_dispatch.cli.bench import (
+    ABSOLUTE,
+    OVERHEAD,
+    SPEEDUP,
+    TIMES_FLOOR,
+    Case,
+    Check,
+    Prepared,
+    timed,
+)
 from gdn_dispatch.discovery import GROUP
 from gdn_dispatch.dispatch import active_registry
 from gdn_dispatch.hookspecs import hookimpl
 from gdn_dispatch.plan.chunks import ChunkTables, ConvTiles
 from gdn_dispatch.plan.layout import Contents, fill, measure
-from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule
+from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule, reference_gdn_layer
 from gdn_dispatch.types import Available, BackendInfo, GDNOutput
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from contextlib import ExitStack
 
-__all__ = ["CASES", "SHAPE", "Case", "Check", "Measure", "Prepared", "timed"]
+__all__ = ["CASES", "SHAPE"]
 
 H, HV, K, V, W = 16, 32, 128, 128, 4
 SHAPE: Final = f"H={H} HV={HV} K={K} V={V}, q/k/v/beta bfloat16, g and states float32"
-
-
-class Check(NamedTuple):
-    """Whether the numbers are right; ``text`` is what the correctness column shows."""
-
-    passed: bool
-    text: str
-    error: float | None = None
-    peer_error: float | None = None
-
-
-class Prepared(NamedTuple):
-    """Samplers of both sides, each of which returns seconds, and the check."""
-
-    ours: Callable[[], float]
-    peer: Callable[[], float]
-    check: Callable[[], Check]
-
-
-class Measure(NamedTuple):
-    """What a pair of samples says: a number, its unit, and whether more of it is better."""
-
-    unit: str
-    more_is_better: bool
-    of: Callable[[float, float], float]
-
-
-SPEEDUP: Final = Measure("x", True, lambda ours, peer: peer / ours)
-TIMES_FLOOR: Final = Measure("x floor", False, lambda ours, peer: ours / peer)
-OVERHEAD: Final = Measure("us", False, lambda ours, peer: (ours - peer) * 1e6)
-ABSOLUTE: Final = Measure("ms", False, lambda ours, peer: ours * 1e3)
-
-
-@dataclass(frozen=True)
-class Case:
-    """One line of the benchmark. ``budget`` None: for information."""
-
-    suite: str
-    name: str
-    peer: str
-    measure: Measure
-    budget: float | None
-    prepare: Callable[[ExitStack], Prepared]
-
-
-def timed(function: Callable[[], object], at_least: float = 0.02) -> Callable[[], float]:
-    """A sampler: one untimed call, then as many as ``at_least`` seconds hold, at least one."""
-    function()
-    begin = time.perf_counter()
-    function()
-    repeats = max(1, int(at_least / max(time.perf_counter() - begin, 1e-7)))
-
-    def sample() -> float:
-        function()
-        begin = time.perf_counter()
-        for _ in range(repeats):
-            function()
-        return (time.perf_counter() - begin) / repeats
-
-    return sample
 
 
 # The recurrence, against transformers' own torch functions.
@@ -113,9 +57,7 @@ def _inputs(B: int, T: int, h: int = H, hv: int = HV) -> Inputs:
     """q, k, v, g, beta of a trained model's ranges: decay of exp(A_log) 0..16 and dt 1e-3..1e-1."""
     draw = torch.Generator().manual_seed(0)
     rand = partial(torch.rand, generator=draw)
-    q, k, v = (
-        torch.randn(B, T, n, K, generator=draw).bfloat16() for n in (h, h, hv)
-    )  # fmt: skip
+    q, k, v = (torch.randn(B, T, n, K, generator=draw).bfloat16() for n in (h, h, hv))
     dt = torch.exp(math.log(1e-3) + math.log(1e2) * rand(B, T, hv))
     return q, k, v, -16 * rand(hv) * dt, rand(B, T, hv).bfloat16()
 
@@ -193,13 +135,252 @@ def _check_rule(ours: Run, theirs: Run, with_state: bool, B: int, T: int, lens: 
     ]
     right = torch.cat([o for o, _ in runs]), torch.stack([s for _, s in runs])
     error, peer_error = (_distance(run(inputs, state, lens), right) for run in (ours, theirs))
-    # Never less accurate than the peer; 2 % because both mostly round the output to bf16.
-    return Check(
-        error <= 1.02 * peer_error, f"{error:.1e}, peer {peer_error:.1e}", error, peer_error
-    )
+    return _no_worse(error, peer_error)
+
+
+def _no_worse(error: float, peer_error: float) -> Check:
+    """Less accurate than the peer is a failure; 2 % is for both rounding the output to bf16."""
+    text = f"{error:.1e}, peer {peer_error:.1e}"
+    return Check(error <= 1.02 * peer_error, text, error, peer_error)
 
 
 def _distance(got: Outputs, right: Outputs) -> float:
     """Relative Frobenius distance of output or state, whichever is further off."""
     pairs = [(x.double().reshape(y.shape), y) for x, y in zip(got, right, strict=True)]
     return max(float((x - y).norm() / y.norm()) for x, y in pairs)
+
+
+# A whole layer core in decode, on pools, against the same steps of transformers' model.
+
+
+def _layer_inputs(B: int, h: int, hv: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    D = 2 * h * K + hv * V
+    shapes = {
+        "x": (B, D), "a": (B, hv), "b": (B, hv), "weight": (D, W), "conv": (B, D, W - 1),
+    }  # fmt: skip
+    tensors = {n: torch.randn(*shape, generator=draw).bfloat16() for n, shape in shapes.items()}
+    A_log, dt_bias = torch.randn(2, hv, generator=draw)
+    return {**tensors, "A_log": A_log, "dt_bias": dt_bias, "state": _state(B, hv)}
+
+
+def _layer_ours(x: dict[str, torch.Tensor], meta: Any, backend: str | None = None) -> torch.Tensor:
+    return api.gdn_attention(
+        x["x"], x["a"], x["b"], meta=meta, conv_state=x["conv"], ssm_state=x["state"],
+        conv_weight=x["weight"], A_log=x["A_log"], dt_bias=x["dt_bias"], out=x.get("out"),
+        backend=backend,
+    )  # fmt: skip
+
+
+def _layer_theirs(conv: Any, rule: Any, x: dict[str, torch.Tensor]) -> torch.Tensor:
+    B, hv = x["a"].shape
+    h = (x["x"].shape[1] - hv * V) // (2 * K)
+    mixed = conv(x["x"][:, :, None], x["conv"], x["weight"], None, "silu").transpose(1, 2)
+    q, k, v = mixed.split([h * K, h * K, hv * V], -1)
+    g = -x["A_log"].exp() * torch.nn.functional.softplus(x["a"].float() + x["dt_bias"])
+    q, k, v = q.view(B, 1, h, K), k.view(B, 1, h, K), v.view(B, 1, hv, V)
+    beta = x["b"].sigmoid()[:, None]
+    out, x["state"] = rule(q, k, v, g[:, None], beta, initial_state=x["state"], **_WANTED)
+    return out[:, 0]  # type: ignore[no-any-return]
+
+
+def _layer(B: int, _: ExitStack) -> Prepared:
+    theirs = partial(
+        _layer_theirs, _fallback("causal_conv1d_update"),
+        _fallback("torch_recurrent_gated_delta_rule"),
+    )  # fmt: skip
+
+    def meta(B: int) -> Any:
+        plan = api.plan_batch(range(B + 1), state_indices=range(B))
+        return api.build_chunk_meta(plan, "cpu", num_v_heads=HV)
+
+    def check() -> Check:
+        small = [_layer_inputs(2, 2, 4) for _ in range(3)]
+        got = _layer_ours(small[0], meta(2)), small[0]["state"]
+        peer = theirs(small[1]), small[1]["state"]
+        x = small[2]
+        rows = [
+            reference_gdn_layer(
+                x["x"][n : n + 1], x["a"][n : n + 1], x["b"][n : n + 1], conv_weight=x["weight"],
+                conv_bias=None, A_log=x["A_log"], dt_bias=x["dt_bias"], num_heads=2, head_dim_k=K,
+                head_dim_v=V, conv_history=x["conv"][n], initial_state=x["state"][n],
+            )
+            for n in range(2)
+        ]  # fmt: skip
+        right = torch.cat([row[0] for row in rows]), torch.stack([row[2] for row in rows])
+        return _no_worse(_distance(got, right), _distance(peer, right))
+
+    ours, peer, step = _layer_inputs(B, H, HV), _layer_inputs(B, H, HV), meta(B)
+    return Prepared(timed(lambda: _layer_ours(ours, step)), timed(lambda: theirs(peer)), check)
+
+
+# What a call costs before a backend sees it: a backend that does nothing, minus nothing.
+
+
+class _Nothing:
+    """A backend that hands out what it was given beforehand."""
+
+    name: Final = "bench_nothing"
+    answer: GDNOutput
+
+    @hookimpl
+    def backend_info(self) -> BackendInfo:
+        return BackendInfo(self.name, ("cpu",), Capability(features=frozenset(Feature)))
+
+    @hookimpl
+    def probe(self) -> Available:
+        return Available()
+
+    @hookimpl
+    def gated_delta_rule(self, request: Any) -> GDNOutput:
+        return self.answer
+
+    @hookimpl
+    def gdn_attention(self, request: Any) -> GDNOutput:
+        return self.answer
+
+
+def _call(op: str, stack: ExitStack) -> Prepared:
+    backend, registry = _Nothing(), active_registry()
+    registry.register(backend, backend.name)
+    stack.callback(registry.unregister, backend.name)
+    if op == "gdn_attention":
+        x = _layer_inputs(8, H, HV)
+        x["out"] = torch.empty(8, HV, V, dtype=torch.bfloat16)
+        backend.answer = GDNOutput(x["out"])
+        plan = api.plan_batch(range(9), state_indices=range(8))
+        meta = api.build_chunk_meta(plan, "cpu", backend=backend.name)
+        nothing = backend.gdn_attention
+
+        def call() -> Any:
+            return _layer_ours(x, meta, backend.name)
+
+    else:
+        q, k, v, g, beta = _inputs(8, 1)
+        state, function = _state(8), getattr(api, op)
+        backend.answer = GDNOutput(v, state)
+        nothing = backend.gated_delta_rule
+
+        def call() -> Any:
+            return function(
+                q, k, v, g=g, beta=beta, initial_state=state, backend=backend.name, **_WANTED
+            )
+
+    def check() -> Check:
+        result = call()
+        reached = result is (x["out"] if op == "gdn_attention" else backend.answer)
+        return Check(reached, "backend reached" if reached else "backend not reached")
+
+    return Prepared(timed(call), timed(lambda: nothing(None)), check)
+
+
+# What ``import gdn_dispatch`` costs after ``import torch``, in fresh processes.
+
+_FAKE = """
+from gdn_dispatch import Available, BackendInfo, Capability, hookimpl
+@hookimpl
+def backend_info():
+    return BackendInfo({name!r}, ("cpu",), Capability())
+@hookimpl
+def probe():
+    return Available()
+"""
+
+_CLOCK = "import sys, time; sys.path.insert(0, {path!r}); {before}t = time.perf_counter(); "
+
+
+def _import(backends: int, stack: ExitStack) -> Prepared:
+    folder = Path(stack.enter_context(TemporaryDirectory()))
+    names = [f"bench_fake_{n}" for n in range(backends)]
+    for name in names:
+        info = folder / f"{name}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {name}\n")
+        (folder / f"{name}.py").write_text(_FAKE.format(name=name))
+
+    def python(what: str, before: str = "", then: str = "print(time.perf_counter() - t)") -> str:
+        code = _CLOCK.format(path=str(folder), before=before) + f"import {what}; {then}"
+        done = subprocess.run(
+            [sys.executable, "-c", code], check=True, capture_output=True, text=True
+        )
+        return done.stdout
+
+    def check() -> Check:
+        listing = "print(*(s.name for s in gdn_dispatch.list_backends() if s.status == 'available'))"
+        found = python("gdn_dispatch", then=listing).split()
+        return Check(set(names) <= set(found), f"{len(found)} backends available")
+
+    # Not the difference of two whole imports: torch's own varies by more than ours takes.
+    python("gdn_dispatch")  # writes the byte code
+    return Prepared(
+        lambda: float(python("gdn_dispatch", before="import torch; ")),
+        lambda: float(python("torch")),
+        check,
+    )
+
+
+# Host metadata, against copying as many bytes.
+
+
+def _metadata(N: int, tokens: int, _: ExitStack) -> Prepared:
+    share = np.random.default_rng(N).random(N) + 0.1
+    lens = np.diff([0, *np.floor(np.cumsum(share / share.sum()) * tokens)]).astype(np.int32)
+    sizes = (64, 128, 1216)
+
+    def contents() -> Contents:
+        return Contents({}, ChunkTables(lens, sizes), ConvTiles(lens, 8), {})
+
+    room = measure(contents())
+    flat = np.zeros(room.num_words, np.int32)
+    words = sum(section.words for section in room.sections.values())
+    source, target = np.zeros(words, np.int32), np.zeros(words, np.int32)
+
+    def ours() -> None:
+        what = contents()
+        fill(measure(what), what, flat)
+
+    def check() -> Check:
+        ours()
+        got = room.sections["chunk_indices/64"].of(flat).tolist()
+        counts = [-(-n // 64) for n in lens.tolist() if n]
+        right = [[q, i] for q, count in enumerate(counts) for i in range(count)]
+        return Check(got == right, "equal" if got == right else "chunk_indices differ")
+
+    return Prepared(timed(ours), timed(lambda: np.copyto(target, source)), check)
+
+
+_CHUNK = partial(_rule, "chunk_gated_delta_rule", "torch_chunk_gated_delta_rule")
+_STEP = partial(_rule, "fused_recurrent_gated_delta_rule", "torch_recurrent_gated_delta_rule")
+_HF, _LENS = "transformers", tuple(np.random.default_rng(0).integers(17, 601, 32).tolist())
+
+CASES: Final = (
+    *(
+        Case("prefill", f"T={T}", _HF, SPEEDUP, budget, partial(_CHUNK, 1, T, None, False, (1, 200, None)))
+        for T, budget in ((512, 4.5), (4096, 6.0), (16384, 6.5))
+    ),
+    Case(
+        "packed", "32 x 17..600", f"{_HF}, one by one", SPEEDUP, 3.3,
+        partial(_CHUNK, 1, sum(_LENS), _LENS, True, (1, 150, (17, 70, 63))),
+    ),
+    *(
+        Case("decode", f"B={B}", _HF, SPEEDUP, budget, partial(_STEP, B, 1, None, True, (2, 1, None)))
+        for B, budget in ((1, 5.0), (8, 20.0), (64, 18.0))
+    ),
+    *(Case("decode", f"layer B={B}", _HF, SPEEDUP, None, partial(_layer, B)) for B in (1, 8, 64)),
+    *(
+        Case("call", op, "null function", OVERHEAD, 8.0, partial(_call, op))
+        for op in ("chunk_gated_delta_rule", "fused_recurrent_gated_delta_rule", "gdn_attention")
+    ),
+    *(
+        Case("import", f"{n} backends", "import torch", ABSOLUTE, 50.0, partial(_import, n))
+        for n in (0, 5)
+    ),
+    *(
+        Case("metadata", f"N={N}", "memory copy", TIMES_FLOOR, budget, partial(_metadata, N, tokens))
+        for N, tokens, budget in (
+            (1, 33_000, None), (16, 77_000, None), (256, 1_000_000, 3.0), (1024, 1_000_000, 3.0),
+        )
+    ),
+)  # fmt: skip
+"""Every case, suite by suite."""

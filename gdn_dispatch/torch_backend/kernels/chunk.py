@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ["CHUNK", "run_chunks"]
 
 _L2_EPS = 1e-6
+_DOT_TERMS = 32
 _GATE_BLOCK = 64
 """Chunks whose gates are prepared together: enough to be cheap, few enough to stay small."""
 
@@ -173,8 +174,7 @@ def _without_state(w: Workspace, gates: _Gates, first: int, n: int, heads: Heads
     elif heads.scale != 1.0:
         keys_queries[:, :, C:].mul_(heads.scale)
 
-    flat = w.keys_queries.flatten(0, 1)[: n * H]
-    dots = torch.bmm(flat, flat[:, :C].transpose(1, 2), out=w.dots[: n * H])
+    dots = _dots(w.keys_queries.flatten(0, 1)[: n * H], w.dots[: n * H])
     dots = dots.view(n, H, 1, 2 * C, C)
 
     integer, fraction = gates.integer[span], gates.fraction[span]
@@ -193,6 +193,19 @@ def _without_state(w: Workspace, gates: _Gates, first: int, n: int, heads: Heads
     solve = w.solve.flatten(0, 1)[: n * HV]
     solve[:, :C].copy_(inverse)
     solve[:, C:].copy_(torch.bmm(attention.view(n * HV, C, C), inverse))
+
+
+def _dots(keys_queries: torch.Tensor, out: torch.Tensor) -> torch.Tensor:
+    """``[k; q] k^T`` of n chunks, ``_DOT_TERMS`` terms of each sum at a time.
+
+    Keys that resemble each other give sums of positive terms near one; what one long sum rounds
+    away, the inverse carries to every later token. Short sums keep twice as much of it.
+    """
+    first, *rest = keys_queries.split(_DOT_TERMS, dim=2)
+    torch.bmm(first, first[:, :CHUNK].transpose(1, 2), out=out)
+    for part in rest:
+        out.baddbmm_(part, part[:, :CHUNK].transpose(1, 2))
+    return out
 
 
 def _with_state(w: Workspace, gates: _Gates, j: int, i: int, chunk: _Chunk) -> None:

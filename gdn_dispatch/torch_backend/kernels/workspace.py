@@ -86,7 +86,8 @@ def workspace_for(H: int, r: int, K: int, V: int, device: torch.device) -> Works
     key = (H, r, K, V, device)
     found = kept.pop(key, None)
     if found is None:
-        found = Workspace(H, r, K, V, device)
+        with torch.inference_mode(False):  # whoever asks first, everyone may write to it
+            found = Workspace(H, r, K, V, device)
         while len(kept) >= _KEPT:
             del kept[next(iter(kept))]
     kept[key] = found  # last used last
