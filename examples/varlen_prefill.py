@@ -55,8 +55,12 @@ whole, whole_states = run(LENGTHS, [pack(layer) for layer in sequences], empty)
 
 half = [n // 2 for n in LENGTHS]
 rest = [n - h for n, h in zip(LENGTHS, half, strict=True)]
-first = [pack([[x[:, :h] for x in s] for s, h in zip(layer, half)]) for layer in sequences]
-second = [pack([[x[:, h:] for x in s] for s, h in zip(layer, half)]) for layer in sequences]
+first = [
+    pack([[x[:, :h] for x in s] for s, h in zip(layer, half, strict=True)]) for layer in sequences
+]
+second = [
+    pack([[x[:, h:] for x in s] for s, h in zip(layer, half, strict=True)]) for layer in sequences
+]
 _, states = run(half, first, empty)
 _, states = run(rest, second, states)
 

@@ -80,7 +80,7 @@ class ConfigurationError(GDNDispatchError, ValueError):
 
 
 class BackendNotInstalledError(GDNDispatchError, RuntimeError):
-    """The named backend is not known here; the message lists those that are, and what to install."""
+    """The named backend is not known here; the message says which are, and what to install."""
 
 
 class BackendUnavailableError(GDNDispatchError, RuntimeError):

@@ -62,11 +62,12 @@ def backend_info() -> BackendInfo:  # type: ignore[empty-body]
 def probe() -> Available | Unavailable:  # type: ignore[empty-body]
     """Look at the machine and answer whether the backend can run here.
 
-    Called once, at ``import gdn_dispatch``. May look at installed distributions, device nodes,
-    ``torch.version`` and at ``torch.<device>.is_available()`` where that creates no device context.
-    Must not create a device context, must not block, and should not raise: an exception is recorded
-    as the reason of unavailability. ``Unavailable.reason`` says what is missing and what to install.
-    Required.
+    Called once, when an answer is first needed: not during ``import gdn_dispatch``, so that it may
+    import what it likes. May look at installed distributions, device nodes, ``torch.version`` and at
+    ``torch.<device>.is_available()`` where that creates no device context. Must not create one
+    itself, must not block (it is given a few seconds), and should not raise: an exception is
+    recorded as the reason of unavailability. ``Unavailable.reason`` says what is missing and what
+    to install. Required.
 
     .. versionadded:: 0.1
     """
@@ -93,9 +94,9 @@ def gdn_attention(request: GDNRequest) -> GDNOutput:  # type: ignore[empty-body]
 
     Computes, for every sequence of ``request.meta`` and with fp32 (or better) arithmetic::
 
-        c = act(bias + sum_i w[:, i] * h[t + i]),  h = [history | x]       cast to the activation dtype
+        c = act(bias + sum_i w[:, i] * h[t + i]),  h = [history | x];  cast to activation dtype
         q, k, v = split(c);  q, k = x / sqrt(sum x^2 + 1e-6)
-        g = -exp(A_log) * softplus(a + dt_bias);  beta = sigmoid(b)        (x2 with allow_neg_eigval)
+        g = -exp(A_log) * softplus(a + dt_bias);  beta = sigmoid(b), doubled by allow_neg_eigval
         S = exp(g) * S;  d = beta * (v - S^T k);  S = S + k d^T;  o = scale * S^T q
 
     Slots, ``has_initial_state``, speculative rows and checkpoints are those of ``request.meta``
@@ -114,10 +115,10 @@ def gdn_attention(request: GDNRequest) -> GDNOutput:  # type: ignore[empty-body]
 def gated_delta_rule(request: RuleRequest) -> GDNOutput:  # type: ignore[empty-body]
     """Run the recurrence alone, in chunks or (``request.recurrent``) token by token.
 
-    Inputs are never written; ``GDNOutput.output`` is contiguous ``[B, T, HV, V]`` in v's dtype, zero
-    in rows past the last sequence; ``final_state`` is fp32 (fp64 for fp64 inputs), newly allocated,
-    and equals the initial state for an empty sequence. ``g`` is natural-log decay and -inf is an
-    ordinary value: it resets the state. Optional.
+    Inputs are never written; ``GDNOutput.output`` is contiguous ``[B, T, HV, V]`` in v's dtype,
+    zero in rows past the last sequence; ``final_state`` is fp32 (fp64 for fp64 inputs), newly
+    allocated, and equals the initial state for an empty sequence. ``g`` is natural-log decay and
+    -inf is an ordinary value: it resets the state. Optional.
 
     .. versionadded:: 0.1
     """

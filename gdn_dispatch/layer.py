@@ -1,7 +1,7 @@
 """The order of a layer: projections → conv → heads and gates → prefill | decode | speculative.
 
-A backend that brings the five kernels of ``LayerKernels`` gets ``gdn_attention`` from ``run_layer``;
-one with a whole-layer op implements the hook itself and needs nothing of this.
+A backend that brings the five kernels of ``LayerKernels`` gets ``gdn_attention`` from
+``run_layer``; one with a whole-layer op implements the hook itself and needs nothing of this.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class LayerKernels(Protocol[HeadsT]):
     def conv_prefill(
         self, x: torch.Tensor, conv: torch.Tensor, group: SequenceGroup, request: GDNRequest
     ) -> None:
-        """Convolve the group's rows of ``x`` [T, D] into ``conv``; update conv_state, checkpoints."""
+        """Convolve the group's rows of ``x`` [T, D] into ``conv``; update conv_state."""
 
     def conv_update(
         self, x: torch.Tensor, conv: torch.Tensor, group: SequenceGroup, request: GDNRequest

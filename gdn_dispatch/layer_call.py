@@ -46,11 +46,14 @@ def run_layer_call(
     z: Any,
     gqa_interleaved_layout: Any,
 ) -> torch.Tensor:
-    check_flags(
-        allow_neg_eigval=allow_neg_eigval,
-        state_v_first=state_v_first,
-        gqa_interleaved_layout=gqa_interleaved_layout,
-    )
+    """See ``api.gdn_attention``."""
+    for flag in (allow_neg_eigval, state_v_first, gqa_interleaved_layout):
+        if flag is not True and flag is not False:
+            check_flags(
+                allow_neg_eigval=allow_neg_eigval,
+                state_v_first=state_v_first,
+                gqa_interleaved_layout=gqa_interleaved_layout,
+            )
     shape = check_layer(
         mixed_qkv, a, b, conv_state, ssm_state, conv_weight, conv_bias, A_log, dt_bias,
         state_v_first, projected_states_qkvz, projected_states_ba, z,
@@ -67,21 +70,12 @@ def run_layer_call(
     scale = check_scale(scale, shape.K)
     if out is not None:
         check_out(out, shape, x.dtype, device)
-    inputs = (
-        ("projected_states_qkvz" if raw else "mixed_qkv", x),
-        ("a", a), ("b", b), ("projected_states_ba", projected_states_ba), ("conv_weight", conv_weight),
-        ("conv_bias", conv_bias), ("A_log", A_log), ("dt_bias", dt_bias), ("out", out),
-        ("conv_state", conv_state), ("ssm_state", ssm_state), ("z", z),
-    )  # fmt: skip
     if torch.is_grad_enabled():
-        for name, tensor in inputs:
-            if tensor is not None and tensor.requires_grad:
-                refuse(
-                    name,
-                    f"{describe(tensor)} that requires grad",
-                    "no gradients: the pools are updated in place",
-                    "call under torch.no_grad(), or use chunk_gated_delta_rule",
-                )
+        _refuse_grad(
+            projected_states_qkvz=projected_states_qkvz, mixed_qkv=mixed_qkv, a=a, b=b,
+            projected_states_ba=projected_states_ba, conv_weight=conv_weight, conv_bias=conv_bias,
+            A_log=A_log, dt_bias=dt_bias, out=out, conv_state=conv_state, ssm_state=ssm_state, z=z,
+        )  # fmt: skip
 
     spec, checkpoints = meta.speculative is not None, meta.plan.checkpoints is not None
     key = (
@@ -112,40 +106,33 @@ def run_layer_call(
             facts,
             backend,
             key=key,
-            inputs=[inputs[0], ("conv_state", conv_state), ("ssm_state", ssm_state)],
+            inputs=[
+                ("projected_states_qkvz" if raw else "mixed_qkv", x),
+                ("conv_state", conv_state),
+                ("ssm_state", ssm_state),
+            ],
             options=sorted(feature.name.lower() for feature in features),
         )
     check_owner(meta, bound)
     if out is None:
         out = torch.empty((shape.T, shape.HV, shape.V), dtype=x.dtype, device=device)
-    result = bound.function(
-        GDNRequest(
-            mixed_qkv,
-            a,
-            b,
-            projected_states_qkvz,
-            projected_states_ba,
-            z,
-            gqa_interleaved_layout,
-            meta,
-            conv_state,
-            ssm_state,
-            conv_weight,
-            conv_bias,
-            A_log,
-            dt_bias,
-            activation,
-            scale,
-            allow_neg_eigval,
-            state_v_first,
-            out,
-            shape.H,
-            shape.HV,
-            shape.K,
-            shape.V,
-            bound.provider,
-        )  # fmt: skip
-    )
+    request = GDNRequest(
+        mixed_qkv, a, b, projected_states_qkvz, projected_states_ba, z, gqa_interleaved_layout,
+        meta, conv_state, ssm_state, conv_weight, conv_bias, A_log, dt_bias, activation, scale,
+        allow_neg_eigval, state_v_first, out, *shape[1:5], bound.provider,
+    )  # fmt: skip
+    result = bound.function(request)
     if type(result) is not GDNOutput:
         refuse_result(bound, "gdn_attention", result)
     return out  # type: ignore[no-any-return]
+
+
+def _refuse_grad(**tensors: torch.Tensor | None) -> None:
+    for name, tensor in tensors.items():
+        if tensor is not None and tensor.requires_grad:
+            refuse(
+                name,
+                f"{describe(tensor)} that requires grad",
+                "no gradients: the pools are updated in place",
+                "call under torch.no_grad(), or use chunk_gated_delta_rule",
+            )

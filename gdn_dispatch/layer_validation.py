@@ -49,102 +49,100 @@ def check_layer(
     z: Any,
 ) -> LayerShape:
     """All tensors of the call but ``out``; returns the sizes, which come from the tensors alone."""
-    layout = "[slots, HV, V, K]" if state_v_first else "[slots, HV, K, V]"
-    check_tensor("ssm_state", ssm_state, 4, layout)
+    check_tensor("ssm_state", ssm_state, 4, _STATE_LAYOUT[state_v_first])
     check_tensor("conv_state", conv_state, 3, "[slots, D, L]")
     check_tensor("conv_weight", conv_weight, 2, "[D, W]")
-    HV, K, V = ssm_state.shape[1:]
+    _, HV, K, V = ssm_state.shape
     if state_v_first:
         K, V = V, K
     D, W = conv_weight.shape
-    if not (HV and K and V and D and W):
-        refuse(
-            "ssm_state" if not (HV and K and V) else "conv_weight",
-            "a size of 0",
-            "sizes of at least 1",
-        )
-    key_channels = D - HV * V
-    if key_channels <= 0 or key_channels % (2 * K):
-        refuse(
-            "conv_weight",
-            conv_weight,
-            f"D = 2*H*K + HV*V channels with HV={HV}, K={K}, V={V} of ssm_state",
-            "is state_v_first right?",
-        )
-    H = key_channels // (2 * K)
-    if HV % H:
-        refuse("conv_weight", conv_weight, f"HV={HV} a multiple of H={H} = (D - HV*V) / (2*K)")
+    H = _key_heads(D, W, HV, K, V)
     if conv_state.shape[1] != D or conv_state.shape[2] < W - 1:
-        refuse(
-            "conv_state",
-            conv_state,
-            f"[slots, D={D}, L >= W-1={W - 1}]",
-            "pass a view for other layouts",
-        )
+        like = f"[slots, D={D}, L >= W-1={W - 1}]"
+        refuse("conv_state", conv_state, like, "pass a view for other layouts")
 
-    if qkvz is None and ba is None and z is None:
-        x, T = _check_split(mixed_qkv, a, b, D, HV)
+    raw = not (qkvz is None and ba is None and z is None)
+    if raw:
+        _refuse_both_forms(mixed_qkv, a, b)
+        x, T = _check_projections(qkvz, ba, z, H, K, HV, V)
+        a, b = ba, z  # the two further tensors of activation dtype
     else:
-        x, T = _check_projections(mixed_qkv, a, b, qkvz, ba, z, H, K, HV, V)
+        x, T = _check_split(mixed_qkv, a, b, D, HV)
     dtype, device = x.dtype, x.device
     if dtype not in FLOATING:
-        check_dtype("projected_states_qkvz" if mixed_qkv is None else "mixed_qkv", x, FLOATING)
-    same_dtype = [
-        ("a", a),
-        ("b", b),
-        ("projected_states_ba", ba),
-        ("z", z),
-        ("conv_state", conv_state),
-    ]
-    for name, value in same_dtype:
-        if value is not None and value.dtype is not dtype:
+        check_dtype("projected_states_qkvz" if raw else "mixed_qkv", x, FLOATING)
+    if A_log is None or dt_bias is None:
+        refuse("A_log" if A_log is None else "dt_bias", None, "a tensor [HV]")
+    check_gate_parameters(A_log, dt_bias, HV, dtype, device)
+    if conv_bias is not None:
+        check_tensor("conv_bias", conv_bias, 1, "[D]")
+        check_shape("conv_bias", conv_bias, (D,), "[D]")
+    same = a.dtype is dtype and b.dtype is dtype and conv_state.dtype is dtype
+    near = a.device == device == b.device and conv_state.device == device == ssm_state.device
+    if not (same and near and conv_weight.device == device) or conv_bias is not None:
+        names = ("projected_states_ba", "z") if raw else ("a", "b")
+        for name, value in ((names[0], a), (names[1], b), ("conv_state", conv_state)):
             check_dtype(name, value, (dtype,))
+            check_device(name, value, device, "the call")
+        for name, value in (("conv_weight", conv_weight), ("conv_bias", conv_bias)):
+            if value is not None:
+                check_device(name, value, device, "the call")
+        check_device("ssm_state", ssm_state, device, "the call")
     for name, value in (("conv_weight", conv_weight), ("conv_bias", conv_bias)):
         if value is not None and value.dtype is not dtype and value.dtype is not torch.float32:
             check_dtype(name, value, {dtype, torch.float32})
     if ssm_state.dtype not in FLOATING:
         check_dtype("ssm_state", ssm_state, FLOATING)
-    if conv_bias is not None:
-        check_tensor("conv_bias", conv_bias, 1, "[D]")
-        check_shape("conv_bias", conv_bias, (D,), "[D]")
-    for name, value in (("A_log", A_log), ("dt_bias", dt_bias)):
-        if value is None:
-            refuse(name, value, "a tensor [HV]")
-    check_gate_parameters(A_log, dt_bias, HV, dtype, device)
-    for name, value in (
-        *same_dtype,
-        ("ssm_state", ssm_state),
-        ("conv_weight", conv_weight),
-        ("conv_bias", conv_bias),
-    ):
-        if value is not None and value.device != device:
-            check_device(name, value, device, "the call")
     return LayerShape(T, H, HV, K, V, W)
+
+
+_STATE_LAYOUT = {False: "[slots, HV, K, V]", True: "[slots, HV, V, K]"}
+
+
+def _key_heads(D: int, W: int, HV: int, K: int, V: int) -> int:
+    """H out of D = 2*H*K + HV*V."""
+    if not (HV and K and V):
+        refuse("ssm_state", f"HV={HV}, K={K}, V={V}", "sizes of at least 1")
+    if not (D and W):
+        refuse("conv_weight", f"D={D}, W={W}", "sizes of at least 1")
+    H, rest = divmod(D - HV * V, 2 * K)
+    if H <= 0 or rest:
+        refuse(
+            "conv_weight",
+            f"D={D}",
+            f"D = 2*H*K + HV*V channels with HV={HV}, K={K}, V={V} of ssm_state",
+            "is state_v_first right?",
+        )
+    if HV % H:
+        refuse("conv_weight", f"D={D}", f"HV={HV} a multiple of H={H} = (D - HV*V) / (2*K)")
+    return H
+
+
+def _refuse_both_forms(mixed_qkv: Any, a: Any, b: Any) -> None:
+    for name, value in (("mixed_qkv", mixed_qkv), ("a", a), ("b", b)):
+        if value is not None:
+            refuse(name, value, "None beside the raw projections", "pass one form of the inputs")
 
 
 def _check_split(mixed_qkv: Any, a: Any, b: Any, D: int, HV: int) -> tuple[torch.Tensor, int]:
     if mixed_qkv is None:
-        refuse(
-            "mixed_qkv",
-            None,
-            "a tensor [T, D], with a and b; or projected_states_qkvz, projected_states_ba and z",
-        )
+        forms = "a tensor [T, D], with a and b; or projected_states_qkvz, projected_states_ba and z"
+        refuse("mixed_qkv", None, forms)
     check_tensor("mixed_qkv", mixed_qkv, 2, "[T, D]")
     check_tensor("a", a, 2, "[T, HV]")
     check_tensor("b", b, 2, "[T, HV]")
     T = mixed_qkv.shape[0]
-    check_shape("mixed_qkv", mixed_qkv, (T, D), "[T, D]")
-    check_shape("a", a, (T, HV), "[T, HV]")
-    check_shape("b", b, (T, HV), "[T, HV]")
+    gates = (T, HV)
+    if mixed_qkv.shape[1] != D or a.shape != gates or b.shape != gates:
+        check_shape("mixed_qkv", mixed_qkv, (T, D), "[T, D]")
+        check_shape("a", a, gates, "[T, HV]")
+        check_shape("b", b, gates, "[T, HV]")
     return mixed_qkv, T
 
 
 def _check_projections(
-    mixed_qkv: Any, a: Any, b: Any, qkvz: Any, ba: Any, z: Any, H: int, K: int, HV: int, V: int
+    qkvz: Any, ba: Any, z: Any, H: int, K: int, HV: int, V: int
 ) -> tuple[torch.Tensor, int]:
-    for name, value in (("mixed_qkv", mixed_qkv), ("a", a), ("b", b)):
-        if value is not None:
-            refuse(name, value, "None beside the raw projections", "pass one form of the inputs")
     check_tensor("projected_states_qkvz", qkvz, 2, "[T, 2*H*K + 2*HV*V]")
     check_tensor("projected_states_ba", ba, 2, "[T, 2*HV]")
     check_tensor("z", z, 3, "[T, HV, V]")
@@ -158,12 +156,13 @@ def _check_projections(
 def check_out(out: Any, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
     """The caller's output tensor."""
     check_tensor("out", out, 3, "[T, HV, V]")
-    check_shape("out", out, (shape.T, shape.HV, shape.V), "[T, HV, V]")
-    check_dtype("out", out, (dtype,))
-    check_device("out", out, device, "the call")
-    if out.stride(2) != 1 or out.stride(0) != out.shape[1] * out.stride(1):
-        if out.is_contiguous():
-            return
+    if out.shape != (shape.T, shape.HV, shape.V):
+        check_shape("out", out, (shape.T, shape.HV, shape.V), "[T, HV, V]")
+    if out.dtype is not dtype:
+        check_dtype("out", out, (dtype,))
+    if out.device != device:
+        check_device("out", out, device, "the call")
+    if not out.is_contiguous():
         refuse("out", f"strides {out.stride()}", "a contiguous tensor")
 
 
@@ -174,7 +173,7 @@ def check_meta(meta: Any, tokens: int, device: torch.device, *, serving: bool) -
             "meta",
             describe(meta),
             "a ChunkMeta",
-            hint="build it once per step: build_chunk_meta(plan_batch(query_start_loc, ...), device)",
+            hint="build it once per step: build_chunk_meta(plan_batch(...), device)",
         )
     if meta.device != device:
         raise MetadataError("meta.device", str(meta.device), f"the tensors' device, {device}")
@@ -198,7 +197,7 @@ def check_meta(meta: Any, tokens: int, device: torch.device, *, serving: bool) -
             "meta.plan.total_tokens",
             f"{plan.total_tokens}",
             f"{tokens}, the rows of the tensors",
-            hint="is this the metadata of another step? rows past the last sequence need total_tokens=T",
+            hint="another step's metadata? rows past the last sequence need total_tokens=T",
         )
 
 
@@ -219,6 +218,8 @@ def check_conv_lines(meta: ChunkMeta, conv_state: torch.Tensor, W: int) -> None:
 def check_slots(meta: ChunkMeta, conv_state: torch.Tensor, ssm_state: torch.Tensor) -> None:
     """Slots known on the host lie inside both pools."""
     largest = meta.plan.max_slot
+    if largest < conv_state.shape[0] and largest < ssm_state.shape[0]:
+        return
     for name, pool in (("conv_state", conv_state), ("ssm_state", ssm_state)):
         if largest >= pool.shape[0]:
             raise InvalidArgumentError(

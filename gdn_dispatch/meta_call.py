@@ -26,7 +26,7 @@ def host_data(argument: str, value: Any) -> Any:
             argument,
             describe(value),
             "host data: a list, a numpy array or a CPU tensor",
-            hint="give device tensors to build_chunk_meta; nothing reads a device tensor on the host",
+            hint="device tensors go to build_chunk_meta; nothing reads them on the host",
         )
     return value.detach().numpy()
 
@@ -117,5 +117,5 @@ def check_owner(meta: ChunkMeta, bound: Bound) -> None:
             "meta.backend",
             f"'{meta.backend}'",
             f"'{bound.name}', the backend of this call",
-            hint=f"build_chunk_meta(..., backend='{bound.name}'), or call with backend='{meta.backend}'",
+            hint=f"build_chunk_meta(..., backend='{bound.name}'), or backend='{meta.backend}' here",
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -54,6 +54,7 @@ def run_rule(
     meta: Any,
     backend: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """See ``api.chunk_gated_delta_rule``."""
     shape = check_rule(q, k, v, g, beta)
     flags = (
         output_final_state,
@@ -138,30 +139,15 @@ def run_rule(
             check_state(
                 "initial_state", initial_state, (N, shape.HV, K, V), "[N, HV, K, V]", device
             )
-    result = bound.function(
-        RuleRequest(
-            q,
-            k,
-            v,
-            g,
-            beta,
-            scale,
-            initial_state,
-            output_final_state,
-            use_qk_l2norm_in_kernel,
-            use_beta_sigmoid_in_kernel,
-            allow_neg_eigval,
-            state_v_first,
-            A_log,
-            dt_bias,
-            meta,
-            recurrent,
-            bound.provider,
-        )  # fmt: skip
-    )
+    request = RuleRequest(
+        q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
+        use_beta_sigmoid_in_kernel, allow_neg_eigval, state_v_first, A_log, dt_bias, meta,
+        recurrent, bound.provider,
+    )  # fmt: skip
+    result = bound.function(request)
     if type(result) is not GDNOutput:
         refuse_result(bound, "gated_delta_rule", result)
-    return result
+    return result.output, result.final_state
 
 
 def _any_requires_grad(*tensors: Any) -> bool:
@@ -211,6 +197,7 @@ def _bind_rule(
 
 
 def dtype_name(dtype: torch.dtype) -> str:
+    """``bfloat16`` for ``torch.bfloat16``."""
     return str(dtype).removeprefix("torch.")
 
 
@@ -275,7 +262,9 @@ def _name(bound: Bound) -> str:
     return bound.name if bound.provider is None else f"{bound.name}/{bound.provider}"
 
 
-def refuse_result(bound: Bound, hook: str, result: object) -> None:
+def refuse_result(bound: Bound, hook: str, result: object) -> NoReturn:
+    """A compute hook that returns anything but a ``GDNOutput`` broke the contract."""
+    got = type(result).__name__
     raise BackendContractError(
-        f"{hook} of backend '{bound.name}' returned {type(result).__name__}, a GDNOutput is required"
+        f"{hook} of backend '{bound.name}' returned {got}, a GDNOutput is required"
     )

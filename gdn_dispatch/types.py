@@ -54,7 +54,7 @@ class ProviderInfo:
     Attributes:
         name: The part after the slash.
         capability: What the backend can do with this provider alone.
-        unavailable: Why it cannot be used here, or empty. May be filled in by the backend's probe.
+        unavailable: Why it cannot be used here, or empty.
     """
 
     name: str
@@ -70,8 +70,8 @@ class BackendInfo:
         name: Name of the backend; equal to its entry-point name.
         device_types: ``torch.device.type`` values it serves without being asked by name.
         capability: What it declares to support. Declared and failing is a bug of the backend.
-        priority: Among backends that can serve a call, the highest wins; a tie goes to the name that
-            sorts first, and the trace says so.
+        priority: Among backends that can serve a call, the highest wins; a tie goes to the name
+            that sorts first, and the trace says so.
         hook_api: ``HOOK_API_VERSION`` the backend was written for.
         any_device_on_request: Whether an explicit request may use it on other device types.
         chunk_size: Tokens per chunk of its chunk rule; checkpoints fall on its multiples.

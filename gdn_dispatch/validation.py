@@ -64,14 +64,18 @@ def names(dtypes: Any) -> str:
     return ", ".join(sorted(str(dtype).removeprefix("torch.") for dtype in dtypes))
 
 
+_Tensor, _strided = torch.Tensor, torch.strided
+
+
 def check_tensor(argument: str, value: Any, ndim: int, like: str) -> None:
     """A strided tensor of ``ndim`` dimensions; ``like`` names its shape."""
-    if not isinstance(value, torch.Tensor):
+    if isinstance(value, _Tensor) and value.ndim == ndim and value.layout is _strided:
+        return
+    if not isinstance(value, _Tensor):
         refuse(argument, value, f"a tensor {like}")
     if value.ndim != ndim:
         refuse(argument, value, like)
-    if value.layout is not torch.strided:
-        refuse(argument, value, f"a dense tensor {like}", "call .to_dense()")
+    refuse(argument, value, f"a dense tensor {like}", "call .to_dense()")
 
 
 def check_shape(argument: str, value: torch.Tensor, shape: tuple[int, ...], like: str) -> None:
@@ -95,7 +99,7 @@ def check_dtype(argument: str, value: torch.Tensor, allowed: Any) -> None:
 def check_scale(scale: Any, K: int) -> float:
     """``scale``, or K^-1/2."""
     if scale is None:
-        return float(K) ** -0.5
+        return 1.0 / math.sqrt(K)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
         refuse("scale", scale, "a finite number, or None for K**-0.5")
     return float(scale)
@@ -169,13 +173,16 @@ def check_gate_parameters(
     A_log: Any, dt_bias: Any, HV: int, dtype: torch.dtype, device: torch.device
 ) -> None:
     """``A_log`` and, where given, ``dt_bias``: ``[HV]``, fp32 or the activation dtype."""
-    for name, value in (("A_log", A_log), ("dt_bias", dt_bias)):
-        if value is None:
-            continue
-        check_tensor(name, value, 1, "[HV]")
-        if value.shape[0] != HV:
-            check_shape(name, value, (HV,), "[HV]")
-        if value.dtype is not torch.float32 and value.dtype is not dtype:
-            check_dtype(name, value, {torch.float32, dtype})
-        if value.device != device:
-            check_device(name, value, device, "the call")
+    _check_gate("A_log", A_log, HV, dtype, device)
+    if dt_bias is not None:
+        _check_gate("dt_bias", dt_bias, HV, dtype, device)
+
+
+def _check_gate(name: str, value: Any, HV: int, dtype: torch.dtype, device: torch.device) -> None:
+    check_tensor(name, value, 1, "[HV]")
+    if value.shape[0] != HV:
+        check_shape(name, value, (HV,), "[HV]")
+    if value.dtype is not torch.float32 and value.dtype is not dtype:
+        check_dtype(name, value, {torch.float32, dtype})
+    if value.device != device:
+        check_device(name, value, device, "the call")

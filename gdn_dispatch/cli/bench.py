@@ -11,12 +11,11 @@ from __future__ import annotations
 import json
 import os
 import platform
-import resource
 import subprocess
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median, quantiles
@@ -26,12 +25,13 @@ import torch
 
 from gdn_dispatch import __version__
 from gdn_dispatch.cli.doctor import environment
+from gdn_dispatch.cli.plots import budget_text, check_matplotlib, table, write_plots
 from gdn_dispatch.cli.progress import progress
 from gdn_dispatch.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable
 
     from gdn_dispatch.cli.progress import Progress
 
@@ -87,16 +87,6 @@ class Case:
     prepare: Callable[[ExitStack], Prepared]
 
 
-@dataclass
-class _Rounds:
-    """The samples that counted, and how loud the machine was."""
-
-    ours: list[float] = field(default_factory=list)
-    peer: list[float] = field(default_factory=list)
-    foreign: list[float] = field(default_factory=list)
-    retries: int = 0
-
-
 def timed(function: Callable[[], object], at_least: float = 0.02) -> Callable[[], float]:
     """A sampler: one untimed call, then as many as ``at_least`` seconds hold, at least one."""
     function()
@@ -116,7 +106,9 @@ def timed(function: Callable[[], object], at_least: float = 0.02) -> Callable[[]
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """``--suite``, ``--rounds``, ``--output``, ``--plot``, ``--list``."""
-    parser.add_argument("--suite", action="append", metavar="NAME", help="may be repeated; else all")
+    parser.add_argument(
+        "--suite", action="append", metavar="NAME", help="may be repeated; else all"
+    )
     parser.add_argument("--rounds", type=int, default=7, metavar="N", help="per case (default 7)")
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--plot", type=Path, metavar="PREFIX", help="write plots, PNG and SVG")
@@ -125,6 +117,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """0: every number is right, whatever the budgets say. 1: one is wrong, or a suite failed."""
+    # here, not above: cases imports this module
     from gdn_dispatch.cli.cases import CASES, SHAPE
 
     suites = list(dict.fromkeys(case.suite for case in CASES))
@@ -138,11 +131,11 @@ def run(args: argparse.Namespace) -> int:
             raise InvalidArgumentError("folder", repr(str(path.parent)), "one that exists")
     chosen = [case for case in CASES if case.suite in (args.suite or suites)]
     if args.list:
-        print("\n".join(_line(c.suite, c.name, f"against {c.peer}", _budget(c)) for c in chosen))
+        for c in chosen:
+            budget = budget_text(c.budget, c.measure.more_is_better, c.measure.unit)
+            print(f"{c.suite:<9} {c.name:<33} {budget:<10} against {c.peer}")
         return 0
     if args.plot is not None:
-        from gdn_dispatch.cli.plots import check_matplotlib, write_plots
-
         check_matplotlib()  # before the minutes, not after them
 
     results: list[dict[str, Any]] = []
@@ -152,10 +145,11 @@ def run(args: argparse.Namespace) -> int:
         with progress(len(chosen), args.rounds) as bar, torch.no_grad():
             for case in chosen:
                 bar.case(f"{case.suite} {case.name}")
-                results.append(time_case(case, args.rounds, bar))
+                results.append(_record(case, args.rounds, bar))
+                bar.end_case()
     except KeyboardInterrupt:  # what is done is worth keeping
         interrupted = True
-    print("\n".join(_table(report)))
+    print("\n".join(table(report)))
     if args.output is not None:
         args.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     if args.plot is not None and not interrupted:
@@ -163,4 +157,119 @@ def run(args: argparse.Namespace) -> int:
             print(f"wrote {path}", file=sys.stderr)
     if interrupted:
         raise KeyboardInterrupt
-    return 0 if all(result.get("passed") for result in results) else 1
+    return 0 if all(result["passed"] for result in results) else 1
+
+
+def _record(case: Case, rounds: int, bar: Progress) -> dict[str, Any]:
+    """A case as plain data. One that cannot run says why, and does not end the others."""
+    record: dict[str, Any] = {
+        "suite": case.suite,
+        "case": case.name,
+        "peer": case.peer,
+        "unit": case.measure.unit,
+        "more_is_better": case.measure.more_is_better,
+        "budget": case.budget,
+    }
+    try:
+        return record | time_case(case, rounds, bar.step)
+    except Exception as error:  # noqa: BLE001 - a peer may raise anything
+        text = f"{type(error).__name__}: {error}".partition("\n")
+        return record | {"passed": False, "failure": text[0], "hint": text[2]}
+
+
+def time_case(case: Case, rounds: int, step: Callable[[str], None]) -> dict[str, Any]:
+    """Prepare, check and time one case."""
+    with ExitStack() as stack:
+        prepared = case.prepare(stack)
+        check = prepared.check()
+        pairs: list[tuple[float, float]] = []
+        foreign: list[float] = []
+        retries = 0
+        while len(pairs) < rounds:
+            before = _cpu_seconds()
+            # the order alternates, so that neither side always finds the other's caches
+            if len(pairs) % 2 == 0:
+                ours, peer = prepared.ours(), prepared.peer()
+            else:
+                peer, ours = prepared.peer(), prepared.ours()
+            load = _foreign_load(before, _cpu_seconds())
+            if load is not None and load > NOISY and retries < RETRIES:
+                retries += 1
+                step("waiting for a quiet machine")
+                time.sleep(0.2)
+                continue
+            pairs.append((ours, peer))
+            foreign += [] if load is None else [load]
+            step(f"{len(pairs)} of {rounds}")
+    values = [case.measure.of(*pair) for pair in pairs]
+    value = median(values)
+    low, _, high = quantiles(values, n=4, method="inclusive") if rounds > 1 else [value] * 3
+    sign = 1 if case.measure.more_is_better else -1
+    return {
+        "ours_s": median(pair[0] for pair in pairs),
+        "peer_s": median(pair[1] for pair in pairs),
+        "value": value,
+        "min": min(values),
+        "max": max(values),
+        "quartiles": [low, high],
+        "values": values,
+        "met": None if case.budget is None else sign * value >= sign * case.budget,
+        **check._asdict(),
+        "foreign_load": foreign,
+        "noisy_rounds": sum(load > NOISY for load in foreign),
+        "repeated_rounds": retries,
+    }
+
+
+def _cpu_seconds() -> tuple[float, float, float] | None:
+    """All CPU seconds of the machine so far, the busy ones, and this process's; None off Linux."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return None
+    ticks = [int(word) for word in stat.read_text(encoding="ascii").split()[1:9]]
+    idle, per_second = ticks[3] + ticks[4], os.sysconf("SC_CLK_TCK")
+    # times() counts children too, once they have ended
+    return sum(ticks) / per_second, (sum(ticks) - idle) / per_second, sum(os.times()[:4])
+
+
+def _foreign_load(
+    before: tuple[float, float, float] | None, after: tuple[float, float, float] | None
+) -> float | None:
+    """Share of the machine used by others in between; None where that was too short to say."""
+    if before is None or after is None:
+        return None
+    whole, busy, own = (b - a for a, b in zip(before, after, strict=True))
+    # the kernel counts in ticks of 10 ms: below 20 of them, chance decides
+    return None if whole < 0.2 else max(0.0, busy - own) / whole
+
+
+def header(shape: str) -> dict[str, Any]:
+    """Where and when: without it a number means nothing."""
+    return {
+        "version": __version__,
+        "commit": _commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        **environment(),
+        "cpu": _cpu_model(),
+        "threads": torch.get_num_threads(),
+        "shape": shape,
+    }
+
+
+def _cpu_model() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor() or "unknown")
+
+
+def _commit() -> str | None:
+    """The commit this runs from, marked where the files differ from it; None if installed."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None
+    except OSError:
+        return None

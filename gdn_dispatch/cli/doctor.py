@@ -45,7 +45,7 @@ _STARTS: Final = (0, 0, 70, 134)
 """An empty sequence, one that ends inside a chunk, one of exactly 64 tokens."""
 
 _LIMIT: Final = 2e-2
-"""Largest error, as a share of the largest value: ten times what rounding to bf16 alone costs."""
+"""Largest error, as a share of the largest value; rounding to bf16 alone costs a tenth of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +113,8 @@ def run(args: argparse.Namespace) -> int:
         return code
 
     here = environment()
-    print(
-        f"gdn-dispatch {__version__}   "
-        + "   ".join(f"{name} {here[name]}" for name in ("python", "torch", "numpy", "pluggy"))
-    )
+    versions = [f"{name} {here[name]}" for name in ("python", "torch", "numpy", "pluggy")]
+    print("   ".join([f"gdn-dispatch {__version__}", *versions]))
     print(f"{here['platform']}, CPU capability {here['cpu_capability']}\n")
     print(backends_text([_marked(status, selection) for status in statuses]))
     print("".join(f"{line}\n" for line in _causes()), end="")
@@ -174,7 +172,7 @@ def smoke_run(name: str, device: str, backend: str | None = None) -> Smoke:
     except KeyboardInterrupt:
         raise
     except BaseException as failure:  # noqa: BLE001 - whatever a backend raises is a finding
-        text = (str(failure).strip().splitlines() or [""])[0]
+        text = str(failure).strip().partition("\n")[0]
         return Smoke(name, device, failure=f"{type(failure).__name__}: {text}")
     if error != error:
         return Smoke(name, device, failure="NaN in the output or in a state")

@@ -23,8 +23,8 @@ class Progress(Protocol):
     def step(self, text: str) -> None:
         """One step of the current case is done; ``text`` is at most a few words."""
 
-    def skip_case(self) -> None:
-        """The current case ends here: steps it has left count as done."""
+    def end_case(self) -> None:
+        """It is done, and so are the steps it may have left."""
 
 
 @contextmanager
@@ -71,7 +71,7 @@ class _Lines:
     def step(self, text: str) -> None:
         pass
 
-    def skip_case(self) -> None:
+    def end_case(self) -> None:
         pass
 
 
@@ -87,5 +87,5 @@ class _Bar:
     def step(self, text: str) -> None:
         self._bar.update(self._task, advance=1, text=text)
 
-    def skip_case(self) -> None:
+    def end_case(self) -> None:
         self._bar.update(self._task, completed=self._begun * self._steps, text="")

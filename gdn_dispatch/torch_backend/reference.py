@@ -69,7 +69,7 @@ def reference_gates(
     allow_neg_eigval: bool = False,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Decay ``g = -exp(A_log) softplus(a + dt_bias)`` and ``beta = sigmoid(b)``, ``[T, HV]`` each."""
+    """Decay ``-exp(A_log) softplus(a + dt_bias)`` and beta ``sigmoid(b)``, ``[T, HV]`` each."""
     g = -A_log.to(dtype).exp() * F.softplus(a.to(dtype) + dt_bias.to(dtype))
     beta = b.to(dtype).sigmoid()
     return g, beta * 2 if allow_neg_eigval else beta

@@ -1,53 +1,30 @@
-"""Both forms of the rule against the fp64 oracle: accuracy, lengths, shapes, options."""
+"""Both forms of the rule against the fp64 oracle: accuracy over gates and lengths."""
 
-import math
 from functools import cache
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-import gdn_dispatch
-from gdn_dispatch import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
-from tests.support.numbers import relative_error, same_bits
+from tests.support.numbers import relative_error
+from tests.support.rule_calls import forms, run_packed
 from tests.support.rule_inputs import (
     GATES,
     NEAR_IDENTICAL,
     Dims,
-    cu_seqlens,
-    inputs_with,
-    mild_gates,
     oracle,
     random_inputs,
     random_states,
-    sequences,
     starts_of,
 )
 
 FP32 = 1e-6
 LENGTHS = (0, 1, 31, 32, 33, 0, 63, 64, 65, 1000, 0)
-SHORT = (3, 0, 40, 8, 70)
 SMALL = Dims(H=2, HV=4, K=16, V=24)
 MODEL = Dims(H=4, HV=8, K=128, V=128)
 
 
-def chunk(q, k, v, g, beta, **options):
-    return chunk_gated_delta_rule(q, k, v, g, beta, **options)
-
-
-def recurrent(q, k, v, g, beta, **options):
-    return fused_recurrent_gated_delta_rule(q, k, v, g, beta=beta, **options)
-
-
-forms = pytest.mark.parametrize("form", [chunk, recurrent])
 cases = pytest.mark.parametrize("case", GATES)
 starts = pytest.mark.parametrize("from_state", [False, True], ids=["from zero", "from a state"])
-
-
-def run_packed(form, inputs, lengths, **options):
-    return form(
-        *inputs.packed(), cu_seqlens=cu_seqlens(lengths), output_final_state=True, **options
-    )
 
 
 def worst_errors(output, states, lengths, expected):

@@ -189,10 +189,10 @@ def _without_state(w: Workspace, gates: _Gates, first: int, n: int, heads: Heads
     system.mul_(gates.beta[span].view(n, H, r, C, 1)).mul_(w.strictly_lower)
     inverse = unit_lower_inverse(system.view(n * HV, C, C), w.inverse)
 
-    inverse.mul_(gates.beta[span].view(n * HV, 1, C))
     solve = w.solve.flatten(0, 1)[: n * HV]
-    solve[:, :C].copy_(inverse)
-    solve[:, C:].copy_(torch.bmm(attention.view(n * HV, C, C), inverse))
+    # Not in place: a NaN times the upper triangle's zeros would stay in the buffer for ever.
+    scaled = torch.mul(inverse, gates.beta[span].view(n * HV, 1, C), out=solve[:, :C])
+    solve[:, C:].copy_(torch.bmm(attention.view(n * HV, C, C), scaled))
 
 
 def _dots(keys_queries: torch.Tensor, out: torch.Tensor) -> torch.Tensor:

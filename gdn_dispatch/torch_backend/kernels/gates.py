@@ -17,7 +17,7 @@ _FLOOR = -1000.0
 def decay_from_gate(
     a: torch.Tensor, A_log: torch.Tensor, dt_bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """Natural-log decay ``-exp(A_log) * softplus(a + dt_bias)`` in fp32, shape of ``a`` [..., HV]."""
+    """Natural-log decay ``-exp(A_log) * softplus(a + dt_bias)``, fp32, of ``a``'s shape."""
     x = a.float()
     if dt_bias is not None:
         x = x + dt_bias.float()
@@ -25,7 +25,7 @@ def decay_from_gate(
 
 
 def write_strength(beta: torch.Tensor, *, is_logit: bool, allow_neg_eigval: bool) -> torch.Tensor:
-    """Write strength in fp32: ``sigmoid(beta)`` if it is a logit, doubled for negative eigenvalues."""
+    """Write strength in fp32: ``sigmoid(beta)`` of a logit, doubled for negative eigenvalues."""
     x = beta.float()
     if is_logit:
         x = x.sigmoid()

@@ -9,9 +9,10 @@ only after a product under it was seen to keep fp32 accuracy, and only around ou
 
 from __future__ import annotations
 
+import threading
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -24,36 +25,55 @@ _FP32_RELATIVE_ERROR = 1e-6
 """A 128-term fp32 product errs by 2e-7, a bf16 one by 2e-3: anything between tells them apart."""
 
 
+_settings: Any = getattr(torch.backends.mkldnn, "matmul", None)
+"""Where the setting lives; None in a torch that does not have it."""
+
+
+class _Permission:
+    """The process-wide setting, held by any number of threads: the last to leave restores it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._holders = 0
+        self._before = ""
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._holders == 0:
+                self._before = _settings.fp32_precision
+                _settings.fp32_precision = "bf16"
+            self._holders += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._holders -= 1
+            if self._holders == 0:
+                _settings.fp32_precision = self._before
+
+
+_permission = _Permission()
+
+
 @contextmanager
 def fast_fp32_products(device_type: str) -> Iterator[None]:
     """Let torch use oneDNN's fp32 kernels for the products inside; restores the setting."""
     if device_type != "cpu" or not _permission_is_harmless():
         yield
         return
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    try:
+    with _permission:
         yield
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
 
 
 @cache
 def _permission_is_harmless() -> bool:
     if not torch.backends.mkldnn.is_available():
         return False
-    if not hasattr(torch.backends.mkldnn, "matmul") or torch.cpu._is_amx_tile_supported():
+    if _settings is None or torch.cpu._is_amx_tile_supported():
         return False
     generator = torch.Generator().manual_seed(0)
     a = torch.randn(4, 64, 128, generator=generator)
     b = torch.randn(4, 128, 256, generator=generator)
     exact = a.double() @ b.double()
-    matmul = torch.backends.mkldnn.matmul
-    before = matmul.fp32_precision
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    try:
+    with _permission:
         product = torch.bmm(a, b)
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
     return bool((product - exact).norm() <= _FP32_RELATIVE_ERROR * exact.norm())

@@ -50,14 +50,12 @@ class StepJob(NamedTuple):
 
 
 class _Tokens(NamedTuple):
-    """State-independent parts of n tokens; lists hold one view per token."""
+    """State-independent parts of n tokens."""
 
-    decay: Sequence[torch.Tensor]  # [HV, 1, 1] e^g
-    left: Sequence[torch.Tensor]  # [HV, 2, K] rows -beta k, scale q
-    start: Sequence[torch.Tensor]  # [HV, 2, V] rows beta v, 0; becomes d, o'
-    d: Sequence[torch.Tensor]  # [HV, 1, V] view of start
-    key: Sequence[torch.Tensor]  # [HV, K, 1]
-    pairs: torch.Tensor  # [n, H, r, 2, V]: what start views
+    decay: torch.Tensor  # [n, HV, 1, 1] e^g
+    left: torch.Tensor  # [n, HV, 2, K] rows -beta k, scale q
+    pair: torch.Tensor  # [n, HV, 2, V] rows beta v, 0; becomes d, o'
+    key: torch.Tensor  # [n, HV, K, 1]
     query_key: torch.Tensor  # [n, H, 1, 1] scale q . k
 
 
@@ -77,8 +75,9 @@ def run_steps(heads: Heads, jobs: Sequence[StepJob], out: torch.Tensor) -> None:
             for step_job in batch:
                 _run_one(step_job, tokens, first)
                 first += step_job.job.length
-        d, inter_output = tokens.pairs.unbind(3)
-        rows.scatter(out, torch.addcmul(inter_output, tokens.query_key, d).flatten(1, 2))
+        H = tokens.query_key.shape[1]
+        d, through_state = tokens.pair.view(rows.tokens, H, -1, 2, tokens.pair.shape[3]).unbind(3)
+        rows.scatter(out, torch.addcmul(through_state, tokens.query_key, d))
 
 
 def _cut(jobs: Sequence[StepJob], heads: Heads) -> list[StepJob]:
@@ -136,11 +135,13 @@ class _Rows:
         flat = x.flatten(0, 1) if x.shape[0] > 1 else x[0]
         if self.index is not None:
             return flat.index_select(0, self.index)
+        if self.tokens == flat.shape[0]:
+            return flat
         return flat[self.start : self.start + self.tokens]
 
     def scatter(self, out: torch.Tensor, values: torch.Tensor) -> None:
-        """``[tokens, HV, V]`` into the rows of ``out [B, T, HV, V]`` (contiguous in B and T)."""
-        flat = out.view(-1, *out.shape[2:])
+        """``[tokens, H, r, V]`` into the rows of ``out [B, T, HV, V]`` (contiguous)."""
+        flat = out.view(-1, *values.shape[1:])
         if self.index is not None:
             flat.index_copy_(0, self.index, values.to(out.dtype))
         else:
@@ -167,70 +168,59 @@ def _prepare(rows: _Rows, heads: Heads) -> _Tokens:
 
     beta = rows.gather(heads.beta).reshape(n, H, r, 1)
     left = torch.empty(n, H, r, 2, K, dtype=torch.float32, device=heads.q.device)
-    torch.mul(key.unsqueeze(2), -beta, out=left[:, :, :, 0])
-    left[:, :, :, 1].copy_(query.unsqueeze(2))
-    pairs = torch.zeros(n, H, r, 2, V, dtype=torch.float32, device=heads.q.device)
-    torch.mul(rows.gather(heads.v).reshape(n, H, r, V), beta, out=pairs[:, :, :, 0])
-    key_by_value_head = key.unsqueeze(2).expand(n, H, r, K).reshape(n, HV, K, 1)
-    start = pairs.view(n, HV, 2, V)
+    torch.mul(key.unsqueeze(2), -beta, out=left.select(3, 0))
+    left.select(3, 1).copy_(query.unsqueeze(2))
+    pair = torch.zeros(n, H, r, 2, V, dtype=torch.float32, device=heads.q.device)
+    torch.mul(rows.gather(heads.v).reshape(n, H, r, V), beta, out=pair.select(3, 0))
+    if r > 1:
+        key = key.unsqueeze(2).expand(n, H, r, K)
     return _Tokens(
-        rows.gather(heads.g).exp().reshape(n, HV, 1, 1).unbind(0),
-        left.view(n, HV, 2, K).unbind(0),
-        start.unbind(0),
-        start[:, :, :1].unbind(0),
-        key_by_value_head.unbind(0),
-        pairs,
+        rows.gather(heads.g).exp().reshape(n, HV, 1, 1),
+        left.view(n, HV, 2, K),
+        pair.view(n, HV, 2, V),
+        key.reshape(n, HV, K, 1),
         query_key.view(n, H, 1, 1),
     )
 
 
 def _run_one(step_job: StepJob, tokens: _Tokens, first: int) -> None:
-    """All tokens of one sequence; leaves d and o' of each in ``tokens.pairs``."""
+    """All tokens of one sequence; leaves d and o' of each in ``tokens.pair``."""
     job, writes = step_job
-    state, ready = _working_state(step_job, tokens)
-    read = job.read
+    state, ready = _working_state(job, tokens)
     for t in range(job.length):
-        i = first + t
-        if t == 0 and read is None:
-            # From zero: d = beta v and o' = 0 are what start holds already.
-            torch.mul(tokens.key[i], tokens.d[i], out=state)
+        decay, left, pair, key = (x.select(0, first + t) for x in tokens[:4])
+        d = pair.narrow(1, 0, 1)
+        if ready or t > 0:
+            state.mul_(decay)
+        elif job.read is not None:
+            torch.mul(job.read, decay, out=state)
+        if t == 0 and job.read is None:
+            # From zero: d = beta v and o' = 0 are what pair holds already.
+            torch.mul(key, d, out=state)
         else:
-            if t == 0 and not ready and read is not None:
-                torch.mul(read, tokens.decay[i], out=state)
-            else:
-                state.mul_(tokens.decay[i])
-            torch.baddbmm(tokens.start[i], tokens.left[i], state, out=tokens.start[i])
-            state.addcmul_(tokens.key[i], tokens.d[i])
-        if writes and writes[t] is not None:
-            writes[t].copy_(state)  # type: ignore[union-attr]
+            torch.baddbmm(pair, left, state, out=pair)
+            state.addcmul_(key, d)
+        if writes and (target := writes[t]) is not None:
+            target.copy_(state)
     for _, target in job.checkpoints:
         target.copy_(state)
     if job.write is not None and job.write is not state:
         job.write.copy_(state)
 
 
-def _working_state(step_job: StepJob, tokens: _Tokens) -> tuple[torch.Tensor, bool]:
+def _working_state(job: SequenceJob, tokens: _Tokens) -> tuple[torch.Tensor, bool]:
     """Memory for the running state, and whether it already holds the state to start from.
 
     The final state's own memory where that is fp32 with rows of V: a decode step on an engine's
-    pool then copies nothing.
+    pool then copies nothing. The state to read may be other memory, or the same.
     """
-    job = step_job.job
-    target = job.write
-    if target is not None and target.dtype == torch.float32 and target.stride(-1) == 1:
-        if job.read is None or job.read is target:
-            return target, job.read is not None
-        if job.read.data_ptr() == target.data_ptr() and job.read.stride() == target.stride():
-            return target, True
-        if job.read.dtype == torch.float32:
-            return target, False
-        target.copy_(job.read)
-        return target, True
-    shape = (tokens.key[0].shape[0], tokens.key[0].shape[1], tokens.d[0].shape[-1])
-    state = torch.empty(shape, dtype=torch.float32, device=tokens.pairs.device)
-    if job.read is None:
+    read, state = job.read, job.write
+    if state is None or state.dtype != torch.float32 or state.stride(2) != 1:
+        shape = (tokens.key.shape[1], tokens.key.shape[2], tokens.pair.shape[3])
+        state = torch.empty(shape, dtype=torch.float32, device=tokens.pair.device)
+    elif read is not None and read.data_ptr() == state.data_ptr():
+        return state, True  # views of one slot of one pool
+    if read is None or read.dtype == torch.float32:
         return state, False
-    if job.read.dtype == torch.float32:
-        return state, False
-    state.copy_(job.read)
+    state.copy_(read)
     return state, True
