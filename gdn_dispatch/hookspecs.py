@@ -63,8 +63,8 @@ def probe() -> Available | Unavailable:  # type: ignore[empty-body]
     """Look at the machine and answer whether the backend can run here.
 
     Called once, when an answer is first needed: not during ``import gdn_dispatch``, so that it may
-    import what it likes. May look at installed distributions, device nodes, ``torch.version`` and at
-    ``torch.<device>.is_available()`` where that creates no device context. Must not create one
+    import what it likes. May look at installed distributions, device nodes, ``torch.version`` and
+    at ``torch.<device>.is_available()`` where that creates no device context. Must not create one
     itself, must not block (it is given a few seconds), and should not raise: an exception is
     recorded as the reason of unavailability. ``Unavailable.reason`` says what is missing and what
     to install. Required.

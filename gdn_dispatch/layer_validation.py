@@ -16,6 +16,7 @@ from gdn_dispatch.validation import (
     check_gate_parameters,
     check_shape,
     check_tensor,
+    check_writable,
     describe,
     refuse,
 )
@@ -30,7 +31,7 @@ def check_activation(activation: Any) -> str | None:
     try:
         return _ACTIVATIONS[activation]
     except (KeyError, TypeError):
-        refuse("activation", activation, "'silu', 'swish' or None")
+        refuse("activation", describe(activation), "'silu', 'swish' or None")
 
 
 def check_layer(
@@ -60,6 +61,9 @@ def check_layer(
     if conv_state.shape[1] != D or conv_state.shape[2] < W - 1:
         like = f"[slots, D={D}, L >= W-1={W - 1}]"
         refuse("conv_state", conv_state, like, "pass a view for other layouts")
+
+    check_writable("conv_state", conv_state)
+    check_writable("ssm_state", ssm_state)
 
     raw = not (qkvz is None and ba is None and z is None)
     if raw:
@@ -150,6 +154,7 @@ def _check_projections(
     check_shape("projected_states_qkvz", qkvz, (T, 2 * H * K + 2 * HV * V), "[T, 2*H*K + 2*HV*V]")
     check_shape("projected_states_ba", ba, (T, 2 * HV), "[T, 2*HV]")
     check_shape("z", z, (T, HV, V), "[T, HV, V]")
+    check_writable("z", z)
     return qkvz, T
 
 

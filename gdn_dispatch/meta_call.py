@@ -57,7 +57,7 @@ def run_build_chunk_meta(
     if num_v_heads is not None and (
         isinstance(num_v_heads, bool) or not isinstance(num_v_heads, int) or num_v_heads < 1
     ):
-        refuse("num_v_heads", num_v_heads, "an int of at least 1")
+        refuse("num_v_heads", describe(num_v_heads), "an int of at least 1")
 
     features = frozenset(_plan_features(plan))
     key = ("build_chunk_meta", device, features)
@@ -82,11 +82,13 @@ def _device(device: Any) -> torch.device:
     try:
         found = torch.device(device)
     except (RuntimeError, TypeError):
-        refuse("device", device, "a device, such as 'cpu' or 'cuda:0'")
+        refuse("device", describe(device), "a device, such as 'cpu' or 'cuda:0'")
     if found.index is None and found.type != "cpu":
         # "cuda" and "cuda:1" are not equal; tensors always name the one they are on.
-        module = torch.get_device_module(found)
-        return torch.device(found.type, module.current_device())
+        try:
+            return torch.device(found.type, torch.get_device_module(found).current_device())
+        except (RuntimeError, AssertionError):  # no such device here: no backend will serve it
+            return found
     return found
 
 

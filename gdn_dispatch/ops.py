@@ -20,110 +20,65 @@ from gdn_dispatch.rule_call import run_rule
 
 __all__ = ["gated_delta_rule", "gdn_attention"]
 
+_library = torch.library.Library("gdn_dispatch", "FRAGMENT")
 
-@torch.library.custom_op("gdn_dispatch::gated_delta_rule", mutates_args=())
-def _rule(
-    recurrent: bool,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    scale: float | None,
-    initial_state: torch.Tensor | None,
-    output_final_state: bool,
-    use_qk_l2norm_in_kernel: bool,
-    use_beta_sigmoid_in_kernel: bool,
-    allow_neg_eigval: bool,
-    state_v_first: bool,
-    cu_seqlens: torch.Tensor | None,
-    cu_seqlens_cpu: torch.Tensor | None,
-    use_gate_in_kernel: bool,
-    A_log: torch.Tensor | None,
-    dt_bias: torch.Tensor | None,
-    meta: torch.Tensor | None,
-    backend: str | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    output, state = run_rule(
-        recurrent, q, k, v, g, beta, scale, initial_state, output_final_state,
-        use_qk_l2norm_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, state_v_first,
-        cu_seqlens, cu_seqlens_cpu, use_gate_in_kernel, A_log, dt_bias, meta_of(meta), backend,
-    )  # fmt: skip
+# In the order of rule_call.run_rule's arguments. With explicit schemas: having torch infer them
+# costs more than all other work of the import.
+_RULE_ARGUMENTS = (
+    "bool recurrent, Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, float? scale, "
+    "Tensor? initial_state, bool output_final_state, bool use_qk_l2norm_in_kernel, "
+    "bool use_beta_sigmoid_in_kernel, bool allow_neg_eigval, bool state_v_first, "
+    "Tensor? cu_seqlens, Tensor? cu_seqlens_cpu, bool use_gate_in_kernel, Tensor? A_log, "
+    "Tensor? dt_bias, Tensor? meta, str? backend"
+)
+_OUTPUT_FINAL_STATE, _STATE_V_FIRST, _META = 8, 12, 18
+_CU_SEQLENS, _CU_SEQLENS_CPU = 13, 14
+_DIFFERENTIABLE = (1, 2, 3, 4, 5, 7, 16, 17)
+"""Positions of q, k, v, g, beta, initial_state, A_log and dt_bias."""
+
+_library.define(f"gated_delta_rule({_RULE_ARGUMENTS}) -> (Tensor, Tensor)")
+_library.define(
+    f"gated_delta_rule_backward(Tensor grad_output, Tensor grad_state, {_RULE_ARGUMENTS})"
+    " -> Tensor[]"
+)
+# In the order of layer_call.run_layer_call's arguments.
+_library.define(
+    "gdn_attention(Tensor? mixed_qkv, Tensor? a, Tensor? b, Tensor meta, Tensor(c!) conv_state, "
+    "Tensor(s!) ssm_state, Tensor conv_weight, Tensor? conv_bias, Tensor A_log, Tensor dt_bias, "
+    "str? activation, float? scale, bool allow_neg_eigval, bool state_v_first, Tensor(o!) out, "
+    "str? backend, Tensor? projected_states_qkvz, Tensor? projected_states_ba, Tensor(z!)? z, "
+    "bool gqa_interleaved_layout) -> ()"
+)
+
+
+def _rule(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    inputs = list(arguments)
+    inputs[_META] = meta_of(inputs[_META])
+    output, state = run_rule(*inputs)
     # A schema cannot return an optional tensor.
-    return output, v.new_empty(0) if state is None else state
+    return output, inputs[3].new_empty(0) if state is None else state
 
 
-@_rule.register_fake
-def _(
-    recurrent: bool,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    scale: float | None,
-    initial_state: torch.Tensor | None,
-    output_final_state: bool,
-    use_qk_l2norm_in_kernel: bool,
-    use_beta_sigmoid_in_kernel: bool,
-    allow_neg_eigval: bool,
-    state_v_first: bool,
-    cu_seqlens: torch.Tensor | None,
-    cu_seqlens_cpu: torch.Tensor | None,
-    *rest: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    meta = rest[3]
+def _rule_fake(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    q, v = arguments[1], arguments[3]
     output = v.new_empty(v.shape)
-    if not output_final_state:
+    if not arguments[_OUTPUT_FINAL_STATE]:
         return output, v.new_empty(0)
-    starts = next((x for x in (meta, cu_seqlens, cu_seqlens_cpu) if x is not None), None)
+    places = (_META, _CU_SEQLENS, _CU_SEQLENS_CPU)
+    starts = next((arguments[i] for i in places if arguments[i] is not None), None)
     N = q.shape[0] if starts is None else starts.shape[0] - 1
-    K, V = q.shape[3], v.shape[3]
-    shape = (N, v.shape[2], V, K) if state_v_first else (N, v.shape[2], K, V)
+    K, HV, V = q.shape[3], v.shape[2], v.shape[3]
+    shape = (N, HV, V, K) if arguments[_STATE_V_FIRST] else (N, HV, K, V)
     dtype = torch.float64 if v.dtype == torch.float64 else torch.float32
     return output, v.new_empty(shape, dtype=dtype)
 
 
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
-    ctx.others = [None if isinstance(x, torch.Tensor) else x for x in inputs]
-    ctx.save_for_backward(*(inputs[i] for i in ctx.tensors))
-
-
-_DIFFERENTIABLE = (1, 2, 3, 4, 5, 7, 16, 17)
-"""Positions of q, k, v, g, beta, initial_state, A_log and dt_bias."""
-
-
-@torch.library.custom_op("gdn_dispatch::gated_delta_rule_backward", mutates_args=())
 def _rule_backward(
-    grad_output: torch.Tensor,
-    grad_state: torch.Tensor,
-    recurrent: bool,
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    g: torch.Tensor,
-    beta: torch.Tensor,
-    scale: float | None,
-    initial_state: torch.Tensor | None,
-    output_final_state: bool,
-    use_qk_l2norm_in_kernel: bool,
-    use_beta_sigmoid_in_kernel: bool,
-    allow_neg_eigval: bool,
-    state_v_first: bool,
-    cu_seqlens: torch.Tensor | None,
-    cu_seqlens_cpu: torch.Tensor | None,
-    use_gate_in_kernel: bool,
-    A_log: torch.Tensor | None,
-    dt_bias: torch.Tensor | None,
-    meta: torch.Tensor | None,
-    backend: str | None,
+    grad_output: torch.Tensor, grad_state: torch.Tensor, *arguments: Any
 ) -> list[torch.Tensor]:
-    inputs: list[Any] = [
-        recurrent, q, k, v, g, beta, scale, initial_state, output_final_state,
-        use_qk_l2norm_in_kernel, use_beta_sigmoid_in_kernel, allow_neg_eigval, state_v_first,
-        cu_seqlens, cu_seqlens_cpu, use_gate_in_kernel, A_log, dt_bias, meta_of(meta), backend,
-    ]  # fmt: skip
+    """Run forward again, this time recording, and differentiate it."""
+    inputs = list(arguments)
+    inputs[_META] = meta_of(inputs[_META])
     leaves = [i for i in _DIFFERENTIABLE if inputs[i] is not None]
     with torch.enable_grad():
         for i in leaves:
@@ -140,81 +95,74 @@ def _rule_backward(
     ]
 
 
-@_rule_backward.register_fake
-def _(grad_output: torch.Tensor, grad_state: torch.Tensor, *inputs: Any) -> list[torch.Tensor]:
-    return [torch.empty_like(inputs[i]) for i in _DIFFERENTIABLE if inputs[i] is not None]
+def _rule_backward_fake(
+    grad_output: torch.Tensor, grad_state: torch.Tensor, *arguments: Any
+) -> list[torch.Tensor]:
+    return [torch.empty_like(arguments[i]) for i in _DIFFERENTIABLE if arguments[i] is not None]
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.tensors = [i for i, x in enumerate(inputs) if isinstance(x, torch.Tensor)]
+    ctx.others = [None if isinstance(x, torch.Tensor) else x for x in inputs]
+    ctx.save_for_backward(*(inputs[i] for i in ctx.tensors))
 
 
 def _backward(ctx: Any, grad_output: torch.Tensor, grad_state: torch.Tensor) -> tuple[Any, ...]:
     inputs = list(ctx.others)
     for i, tensor in zip(ctx.tensors, ctx.saved_tensors, strict=True):
         inputs[i] = tensor
+    found = torch.ops.gdn_dispatch.gated_delta_rule_backward(
+        grad_output.contiguous(), grad_state.contiguous(), *inputs
+    )
     grads: list[Any] = [None] * len(inputs)
-    found = _rule_backward(grad_output.contiguous(), grad_state.contiguous(), *inputs)
     for i, grad in zip((i for i in _DIFFERENTIABLE if inputs[i] is not None), found, strict=True):
         grads[i] = grad
     return tuple(grads)
 
 
-_rule.register_autograd(_backward, setup_context=_save)
+def _layer(*arguments: Any) -> None:
+    inputs = list(arguments)
+    inputs[3] = meta_of(inputs[3])
+    run_layer_call(*inputs)
 
 
-def gated_delta_rule(recurrent: bool, *args: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``rule_call.run_rule`` as one operator of the graph."""
-    arguments = list(args)
-    output_final_state, cu_seqlens_cpu, meta = args[7], args[13], args[17]
-    if cu_seqlens_cpu is not None and not isinstance(cu_seqlens_cpu, torch.Tensor):
-        arguments[13] = torch.tensor(cu_seqlens_cpu)
-    arguments[17] = None if meta is None else meta.handle
-    output, state = _rule(recurrent, *arguments)
-    return output, state if output_final_state else None
-
-
-@torch.library.custom_op(
-    "gdn_dispatch::gdn_attention", mutates_args=("conv_state", "ssm_state", "out", "z")
-)
-def _layer(
-    mixed_qkv: torch.Tensor | None,
-    a: torch.Tensor | None,
-    b: torch.Tensor | None,
-    meta: torch.Tensor,
-    conv_state: torch.Tensor,
-    ssm_state: torch.Tensor,
-    conv_weight: torch.Tensor,
-    conv_bias: torch.Tensor | None,
-    A_log: torch.Tensor,
-    dt_bias: torch.Tensor,
-    activation: str | None,
-    scale: float | None,
-    allow_neg_eigval: bool,
-    state_v_first: bool,
-    out: torch.Tensor,
-    backend: str | None,
-    projected_states_qkvz: torch.Tensor | None,
-    projected_states_ba: torch.Tensor | None,
-    z: torch.Tensor | None,
-    gqa_interleaved_layout: bool,
-) -> None:
-    run_layer_call(
-        mixed_qkv, a, b, meta_of(meta), conv_state, ssm_state, conv_weight, conv_bias, A_log,
-        dt_bias, activation, scale, allow_neg_eigval, state_v_first, out, backend,
-        projected_states_qkvz, projected_states_ba, z, gqa_interleaved_layout,
-    )  # fmt: skip
-
-
-@_layer.register_fake
-def _(*args: Any) -> None:
+def _layer_fake(*arguments: Any) -> None:
     return None
 
 
-def gdn_attention(*args: Any) -> torch.Tensor:
+for _name, _run, _fake in (
+    ("gated_delta_rule", _rule, _rule_fake),
+    ("gated_delta_rule_backward", _rule_backward, _rule_backward_fake),
+    ("gdn_attention", _layer, _layer_fake),
+):
+    _library.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gdn_dispatch::{_name}", _fake, lib=_library)
+torch.library.register_autograd(
+    "gdn_dispatch::gated_delta_rule", _backward, setup_context=_save, lib=_library
+)
+
+
+def gated_delta_rule(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """``rule_call.run_rule`` as one operator of the graph."""
+    inputs = list(arguments)
+    cu_seqlens_cpu, meta = inputs[_CU_SEQLENS_CPU], inputs[_META]
+    if cu_seqlens_cpu is not None and not isinstance(cu_seqlens_cpu, torch.Tensor):
+        inputs[_CU_SEQLENS_CPU] = torch.tensor(cu_seqlens_cpu)
+    inputs[_META] = None if meta is None else meta.handle
+    output, state = torch.ops.gdn_dispatch.gated_delta_rule(*inputs)
+    return output, state if inputs[_OUTPUT_FINAL_STATE] else None
+
+
+def gdn_attention(*arguments: Any) -> torch.Tensor:
     """``layer_call.run_layer_call`` as one operator of the graph, updating the pools in place."""
-    arguments = list(args)
-    mixed_qkv, meta, ssm_state, state_v_first, out, qkvz = (args[i] for i in (0, 3, 5, 13, 14, 16))
-    arguments[3] = meta.handle
+    inputs = list(arguments)
+    mixed_qkv, meta, ssm_state, state_v_first, out, qkvz = (
+        inputs[i] for i in (0, 3, 5, 13, 14, 16)
+    )
+    inputs[3] = meta.handle
     if out is None:
         x = qkvz if mixed_qkv is None else mixed_qkv
         V = ssm_state.shape[2 if state_v_first else 3]
-        arguments[14] = out = x.new_empty(x.shape[0], ssm_state.shape[1], V)
-    _layer(*arguments)
+        inputs[14] = out = x.new_empty(x.shape[0], ssm_state.shape[1], V)
+    torch.ops.gdn_dispatch.gdn_attention(*inputs)
     return out  # type: ignore[no-any-return]

@@ -13,6 +13,7 @@ from gdn_dispatch.errors import BackendContractError, MetadataError
 from gdn_dispatch.layer_validation import check_meta
 from gdn_dispatch.meta import ChunkMeta
 from gdn_dispatch.meta_call import check_owner, host_data, run_build_chunk_meta
+from gdn_dispatch.plan.arrays import int32_array
 from gdn_dispatch.plan.batch import plan_batch
 from gdn_dispatch.types import GDNOutput, RuleRequest
 from gdn_dispatch.validation import (
@@ -24,6 +25,7 @@ from gdn_dispatch.validation import (
     check_rule,
     check_scale,
     check_state,
+    check_tensor,
     refuse,
 )
 
@@ -94,7 +96,8 @@ def run_rule(
     packed = meta is not None or cu_seqlens is not None or cu_seqlens_cpu is not None
     state_dtype = None
     if initial_state is not None:
-        state_dtype = getattr(initial_state, "dtype", None)
+        check_tensor("initial_state", initial_state, 4, "[N, HV, K, V]")
+        state_dtype = initial_state.dtype
     grad = torch.is_grad_enabled() and _any_requires_grad(
         q, k, v, g, beta, initial_state, A_log, dt_bias
     )
@@ -244,6 +247,8 @@ def _host_lengths(cu_seqlens: Any, cu_seqlens_cpu: Any) -> Any:
             refuse("cu_seqlens", cu_seqlens, "a tensor [N+1] of int32 or int64")
         check_dtype("cu_seqlens", cu_seqlens, INTEGERS)
     host = host_data("cu_seqlens_cpu", cu_seqlens_cpu)
+    if host is not None:
+        host = int32_array("cu_seqlens_cpu", host)
     if cu_seqlens is None:
         return host
     if cu_seqlens.device.type == "cpu":
@@ -251,7 +256,7 @@ def _host_lengths(cu_seqlens: Any, cu_seqlens_cpu: Any) -> Any:
         if host is not None and not np.array_equal(own, host):
             refuse("cu_seqlens_cpu", cu_seqlens_cpu, "the values of cu_seqlens")
         return own
-    if host is not None and np.shape(host) != tuple(cu_seqlens.shape):
+    if host is not None and host.shape != tuple(cu_seqlens.shape):
         refuse(
             "cu_seqlens_cpu", cu_seqlens_cpu, f"the shape of cu_seqlens, {tuple(cu_seqlens.shape)}"
         )

@@ -53,7 +53,7 @@ def describe(value: object) -> str:
 
 
 def refuse(argument: str, got: object, expected: str, hint: str = "") -> NoReturn:
-    """Raise ``InvalidArgumentError``; ``got`` is described."""
+    """Raise ``InvalidArgumentError``; ``got`` is described, unless it is words already."""
     raise InvalidArgumentError(
         argument, got if isinstance(got, str) else describe(got), expected, hint=hint
     )
@@ -72,7 +72,7 @@ def check_tensor(argument: str, value: Any, ndim: int, like: str) -> None:
     if isinstance(value, _Tensor) and value.ndim == ndim and value.layout is _strided:
         return
     if not isinstance(value, _Tensor):
-        refuse(argument, value, f"a tensor {like}")
+        refuse(argument, describe(value), f"a tensor {like}")
     if value.ndim != ndim:
         refuse(argument, value, like)
     refuse(argument, value, f"a dense tensor {like}", "call .to_dense()")
@@ -90,6 +90,15 @@ def check_device(argument: str, value: torch.Tensor, device: torch.device, other
         refuse(argument, value, f"{other}'s device, {device}", "nothing is moved silently")
 
 
+def check_writable(argument: str, value: torch.Tensor) -> None:
+    """No two elements in the same place, as ``expand`` puts them."""
+    strides = value.stride()
+    if 0 in strides and any(
+        stride == 0 and size > 1 for stride, size in zip(strides, value.shape, strict=True)
+    ):
+        refuse(argument, f"strides {strides}", "memory of its own for every element")
+
+
 def check_dtype(argument: str, value: torch.Tensor, allowed: Any) -> None:
     """One of ``allowed``."""
     if value.dtype not in allowed:
@@ -101,7 +110,7 @@ def check_scale(scale: Any, K: int) -> float:
     if scale is None:
         return 1.0 / math.sqrt(K)
     if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
-        refuse("scale", scale, "a finite number, or None for K**-0.5")
+        refuse("scale", describe(scale), "a finite number, or None for K**-0.5")
     return float(scale)
 
 
@@ -109,7 +118,7 @@ def check_flags(**flags: Any) -> None:
     """Every flag a bool: a tensor or a string as a flag is a mistake somewhere else."""
     for name, value in flags.items():
         if value is not True and value is not False:
-            refuse(name, value, "True or False")
+            refuse(name, describe(value), "True or False")
 
 
 def check_rule(q: Any, k: Any, v: Any, g: Any, beta: Any) -> RuleShape:

@@ -113,7 +113,7 @@ def _figure(header: dict[str, Any], results: list[dict[str, Any]], palette: _Pal
 
     figure = Figure(figsize=(8, 0.62 * len(results) + 1.3))
     axes = figure.add_subplot()
-    longest = max(r["value"] for r in results)
+    longest = max(max(r["max"], r["budget"] or 1.0) for r in results)
     for row, r in enumerate(results):
         # informational bars have no budget to miss
         colour = palette.missed if r["met"] is False else palette.ours
@@ -125,11 +125,14 @@ def _figure(header: dict[str, Any], results: list[dict[str, Any]], palette: _Pal
             edges = [row - _BAR, row]
             axes.plot([r["budget"]] * 2, edges, color=palette.ink, linewidth=1, linestyle=":")
         text = f"{r['value']:.1f}x"
-        at = max(r["value"], high) + 0.012 * longest
+        at = high
+        if r["budget"] is not None and 0 < r["budget"] - high < 0.1 * longest:
+            at = r["budget"]  # the label would stand on the dotted line
+        at += 0.012 * longest
         axes.text(at, row - _BAR / 2, text, va="center", color=palette.ink, weight="bold")
     axes.set_yticks(range(len(results)), [f"{r['suite']}  {r['case']}" for r in results])
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.12 * max(longest, *(r["max"] for r in results), 1.0))
+    axes.set_xlim(0, 1.12 * longest)
     axes.set_xticks([])
     axes.tick_params(axis="y", length=0, colors=palette.ink)
     for spine in axes.spines.values():
@@ -139,9 +142,11 @@ def _figure(header: dict[str, Any], results: list[dict[str, Any]], palette: _Pal
         f"Times faster than {peers} (grey = 1x; dotted: budget; line: least to most)",
         loc="left", fontsize=10, color=palette.ink,
     )  # fmt: skip
-    figure.text(
-        0.02, 0.0, _caption(header), fontsize=7.5, color=palette.muted, va="top", linespacing=1.5
-    )
+    # below the axes wherever they end: bars of few cases and of many leave the same gap
+    axes.annotate(
+        _caption(header), xy=(0, 0), xycoords="axes fraction", xytext=(0, -6),
+        textcoords="offset points", fontsize=7.5, color=palette.muted, va="top", linespacing=1.5,
+    )  # fmt: skip
     return figure
 
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from gdn_dispatch.capability import Capability, Feature
 
-__all__ = ["CAPABILITY"]
+__all__ = ["CAPABILITY", "CHUNK"]
+
+CHUNK = 32
+"""Tokens per chunk of the chunk kernel; checkpoints fall on its multiples."""
 
 CAPABILITY = Capability(
     features=frozenset(Feature),

@@ -162,6 +162,7 @@ class _Kernels:
     def _padded(self, meta: TorchChunkMeta) -> list[tuple[int, int]]:
         """Token spans of rows that are padding."""
         write = self.slots.write if self.slots.write.ndim == 1 else self.slots.write[:, 0]
+        write = write[: meta.plan.num_seqs]  # the engine's buffer may be longer than this step
         starts = meta.plan.query_start_loc
         padding = (write < 0) | (write == self.pad_slot)
         return [

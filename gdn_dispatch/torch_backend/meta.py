@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gdn_dispatch.meta import ChunkMeta, MetaSpec, build
-from gdn_dispatch.torch_backend.kernels.inverse import CHUNK
+from gdn_dispatch.torch_backend.capability import CHUNK
 from gdn_dispatch.types import MetaRequest
 
 if TYPE_CHECKING:

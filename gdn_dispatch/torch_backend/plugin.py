@@ -1,17 +1,17 @@
-"""The hooks of the torch backend."""
+"""The hooks of the torch backend.
+
+Its modules are imported by the first call that needs them, as a vendor package imports its SDK.
+"""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import torch
 
 from gdn_dispatch.hookspecs import hookimpl
-from gdn_dispatch.torch_backend.capability import CAPABILITY
-from gdn_dispatch.torch_backend.kernels.inverse import CHUNK
-from gdn_dispatch.torch_backend.layer import gdn_attention as _gdn_attention
-from gdn_dispatch.torch_backend.meta import TorchChunkMeta
-from gdn_dispatch.torch_backend.meta import build_chunk_meta as _build_chunk_meta
+from gdn_dispatch.torch_backend.capability import CAPABILITY, CHUNK
 from gdn_dispatch.torch_backend.probe import probe_machine
-from gdn_dispatch.torch_backend.rule import gated_delta_rule as _gated_delta_rule
 from gdn_dispatch.types import (
     Available,
     BackendInfo,
@@ -20,6 +20,9 @@ from gdn_dispatch.types import (
     MetaRequest,
     RuleRequest,
 )
+
+if TYPE_CHECKING:
+    from gdn_dispatch.torch_backend.meta import TorchChunkMeta
 
 __all__ = ["backend_info", "build_chunk_meta", "gated_delta_rule", "gdn_attention", "probe"]
 
@@ -50,17 +53,23 @@ def probe() -> Available:
 @hookimpl
 def build_chunk_meta(request: MetaRequest) -> TorchChunkMeta:
     """See ``gdn_dispatch.hookspecs``."""
-    return _build_chunk_meta(request, backend=_NAME)
+    from gdn_dispatch.torch_backend import meta
+
+    return meta.build_chunk_meta(request, backend=_NAME)
 
 
 @hookimpl
 def gated_delta_rule(request: RuleRequest) -> GDNOutput:
     """See ``gdn_dispatch.hookspecs``."""
-    return _gated_delta_rule(request)
+    from gdn_dispatch.torch_backend import rule
+
+    return rule.gated_delta_rule(request)
 
 
 @hookimpl
 def gdn_attention(request: GDNRequest) -> GDNOutput:
     """See ``gdn_dispatch.hookspecs``."""
+    from gdn_dispatch.torch_backend import layer
+
     with torch.no_grad():
-        return _gdn_attention(request)
+        return layer.gdn_attention(request)

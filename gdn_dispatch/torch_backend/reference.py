@@ -100,7 +100,7 @@ def reference_conv(
     total = torch.zeros_like(x, dtype=dtype) if bias is None else bias.to(dtype).expand(T, -1)
     for i in range(W):
         total = total + weight[:, i].to(dtype) * h[i : i + T].to(dtype)
-    return (F.silu(total) if activation == "silu" else total), h
+    return (F.silu(total) if activation in ("silu", "swish") else total), h
 
 
 def reference_gdn_layer(

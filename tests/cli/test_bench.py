@@ -3,6 +3,7 @@
 import io
 import json
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from gdn_dispatch.cli.bench import Case, Check, Prepared
 from gdn_dispatch.cli.cases import CASES
 from gdn_dispatch.dispatch import active_registry
 
-FIGURES = dict(passed=True, text="equal", noisy_rounds=0)
+EQUAL = Check(True, "equal")
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +25,7 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def case(ours, peer, measure=bench.SPEEDUP, budget=None, check=Check(True, "equal")):
+def case(ours, peer, measure=bench.SPEEDUP, budget=None, check=EQUAL):
     """A case whose samples are taken from two lists."""
     samples = iter(ours), iter(peer)
     prepared = Prepared(lambda: next(samples[0]), lambda: next(samples[1]), lambda: check)
@@ -134,27 +135,17 @@ def test_a_real_run_writes_its_results(tmp_path, capsys):
     assert captured.err.splitlines()[0] == "[1/3] call chunk_gated_delta_rule"
     assert "budget" in captured.out
     report = json.loads(output.read_text())
-    assert {
-        "version",
-        "commit",
-        "date",
-        "torch",
-        "cpu",
-        "cpu_capability",
-        "threads",
-        "shape",
-    } <= set(report["header"])
+    named = {"version", "commit", "date", "torch", "cpu", "cpu_capability", "threads", "shape"}
+    assert named <= set(report["header"])
     assert [r["passed"] for r in report["results"]] == [True] * 3
     assert all(r["value"] > 0 for r in report["results"])
     assert "bench_nothing" not in active_registry().names
 
 
 @pytest.mark.parametrize(
-    ("check", "code"), [(Check(True, "equal"), 0), (Check(False, "3.0e-01, peer 1.7e-03"), 1)]
+    ("check", "code"), [(EQUAL, 0), (Check(False, "3.0e-01, peer 1.7e-03"), 1)]
 )
-def test_wrong_numbers_fail_the_run_and_missed_budgets_do_not(
-    monkeypatch, capsys, silence, check, code
-):
+def test_wrong_numbers_fail_a_run_missed_budgets_do_not(monkeypatch, capsys, silence, check, code):
     monkeypatch.setattr(cases, "CASES", (case([1], [2], budget=5, check=check),))
     assert main(["bench", "--rounds", "1"]) == code
     out = capsys.readouterr().out
@@ -195,7 +186,8 @@ def report_of(*values):
         {
             "suite": "prefill", "case": f"T={v}", "peer": "transformers", "unit": "x",
             "more_is_better": True, "budget": 5.0, "met": v >= 5, "value": v, "min": v - 1,
-            "max": v + 1, "ours_s": 1e-4, "peer_s": v * 1e-4, **FIGURES,
+            "max": v + 1, "ours_s": 1e-4, "peer_s": v * 1e-4, "passed": True, "text": "equal",
+            "noisy_rounds": 0,
         }
         for v in values
     ]  # fmt: skip
@@ -245,8 +237,6 @@ def test_progress_is_a_bar_on_a_terminal():
 
 @pytest.mark.parametrize("name", ["_metadata", "_import"])
 def test_the_peerless_suites_check_their_numbers(name):
-    from contextlib import ExitStack
-
     with ExitStack() as stack:
         prepared = getattr(cases, name)(*{"_metadata": (5, 9000), "_import": (2,)}[name], stack)
         assert prepared.check().passed
@@ -255,8 +245,6 @@ def test_the_peerless_suites_check_their_numbers(name):
 
 def test_the_suites_against_transformers_check_their_numbers():
     pytest.importorskip("transformers")
-    from contextlib import ExitStack
-
     for prepare in (
         lambda stack: cases._CHUNK(1, 40, (17, 23), True, (1, 90, (20, 70)), stack),
         lambda stack: cases._decode(1, stack),

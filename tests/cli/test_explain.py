@@ -87,9 +87,8 @@ def test_help_names_every_command(capsys):
 
 
 def test_what_is_missing_comes_with_the_way_to_install_it():
-    with pytest.raises(
-        MissingExtraError, match=r"(?s)--plot needs no_such.*gdn-dispatch\[cli\]"
-    ) as info:
+    message = r"(?s)--plot needs no_such.*gdn-dispatch\[cli\]"
+    with pytest.raises(MissingExtraError, match=message) as info:
         require("no_such.module", extra="cli", purpose="--plot")
     assert isinstance(info.value.__cause__, ModuleNotFoundError)
 

@@ -43,18 +43,20 @@ class Tokens:
 
     def projections(self, dims: LayerDims, z: torch.Tensor, *, interleaved: bool):
         """The same as the engine's fused projections; z is the output gate ``[T, HV, V]``."""
-        T, r = len(self), dims.HV // dims.H
         widths = (dims.H * dims.K, dims.H * dims.K, dims.HV * dims.V)
-        parts = [*self.mixed_qkv.split(widths, dim=1), z.reshape(T, -1)]
+        parts = [*self.mixed_qkv.split(widths, dim=1), z.flatten(1)]
         gates = [self.b, self.a]
         if interleaved:
-            parts = [x.reshape(T, dims.H, -1) for x in parts]
-            gates = [x.reshape(T, dims.H, r) for x in gates]
+            parts, gates = ([_by_key_head(x, dims.H) for x in xs] for xs in (parts, gates))
         return {
-            "projected_states_qkvz": torch.cat(parts, dim=-1).reshape(T, -1),
-            "projected_states_ba": torch.cat(gates, dim=-1).reshape(T, -1),
+            "projected_states_qkvz": torch.cat(parts, dim=-1).flatten(1),
+            "projected_states_ba": torch.cat(gates, dim=-1).flatten(1),
             "gqa_interleaved_layout": interleaved,
         }
+
+
+def _by_key_head(x: torch.Tensor, H: int) -> torch.Tensor:
+    return x.unflatten(1, (H, x.shape[1] // H))
 
 
 @dataclass(frozen=True)

@@ -113,7 +113,8 @@ def _gate(gate: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
 
 def _rule_options(model_kwargs: dict[str, Any]) -> dict[str, Any]:
     for name in sorted(_REFUSED.intersection(model_kwargs)):
-        if (value := model_kwargs[name]) not in (None, False):
+        value = model_kwargs[name]
+        if value is not None and value is not False:
             raise InvalidArgumentError(
                 name, describe(value), "nothing: this delta rule has no such option",
                 hint="it would change the result, so it is not ignored",

@@ -57,9 +57,10 @@ def causal_conv(
         **model_kwargs: Keywords of the model's call, meant for others.
     """
     for name in _REFUSED:
-        if model_kwargs.get(name) not in (None, False):
+        value = model_kwargs.get(name)
+        if value is not None and value is not False:
             raise InvalidArgumentError(
-                name, describe(model_kwargs[name]), "nothing: layers keep their own history"
+                name, describe(value), "nothing: layers keep their own history"
             )
     starts = _boundaries(hidden_states, seq_idx, cu_seq_lens_q, gdn_meta)
     if starts is None:

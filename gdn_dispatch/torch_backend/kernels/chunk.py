@@ -22,9 +22,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from gdn_dispatch.torch_backend.kernels.gates import split_cumulative_decay
+from gdn_dispatch.torch_backend.capability import CHUNK
+from gdn_dispatch.torch_backend.kernels.gates import (
+    GATE_BLOCK_ELEMENTS,
+    split_cumulative_decay,
+)
 from gdn_dispatch.torch_backend.kernels.gemm import fast_fp32_products
-from gdn_dispatch.torch_backend.kernels.inverse import CHUNK, unit_lower_inverse
+from gdn_dispatch.torch_backend.kernels.inverse import unit_lower_inverse
 from gdn_dispatch.torch_backend.kernels.workspace import UNIT, Workspace, workspace_for
 
 if TYPE_CHECKING:
@@ -32,12 +36,10 @@ if TYPE_CHECKING:
 
     from gdn_dispatch.torch_backend.kernels.jobs import Heads, SequenceJob
 
-__all__ = ["CHUNK", "run_chunks"]
+__all__ = ["run_chunks"]
 
 _L2_EPS = 1e-6
 _DOT_TERMS = 32
-_GATE_BLOCK = 64
-"""Chunks whose gates are prepared together: enough to be cheap, few enough to stay small."""
 
 
 class _Chunk(NamedTuple):
@@ -61,8 +63,11 @@ def run_chunks(heads: Heads, jobs: Sequence[SequenceJob], out: torch.Tensor) -> 
     HV, V = heads.v.shape[2:]
     w = workspace_for(H, HV // H, K, V, heads.v.device)
     chunks = list(_flatten(jobs))
-    for block_start in range(0, len(chunks), _GATE_BLOCK):
-        block = chunks[block_start : block_start + _GATE_BLOCK]
+    block_size = max(1, GATE_BLOCK_ELEMENTS // (HV * CHUNK))
+    if block_size > UNIT:
+        block_size -= block_size % UNIT
+    for block_start in range(0, len(chunks), block_size):
+        block = chunks[block_start : block_start + block_size]
         gates = _prepare_gates(heads, block, H)
         for first in range(0, len(block), UNIT):
             unit = block[first : first + UNIT]
@@ -181,7 +186,9 @@ def _without_state(w: Workspace, gates: _Gates, first: int, n: int, heads: Heads
     decay, fractions = w.pairwise[:n], w.pairwise_fraction[:n]
     torch.sub(integer.unsqueeze(-1), integer.unsqueeze(-2), out=decay)
     torch.sub(fraction.unsqueeze(-1), fraction.unsqueeze(-2), out=fractions)
-    decay.add_(fractions).add_(w.future).exp2_()
+    decay.add_(fractions).add_(w.future)
+    for chunk_decay in w.chunk_pairwise[:n]:  # one by one: see ``gates``
+        chunk_decay.exp2_()
     decay = decay.view(n, H, r, C, C)
 
     attention = torch.mul(decay, dots[:, :, :, C:], out=w.attention[:n])

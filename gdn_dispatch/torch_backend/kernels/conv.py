@@ -50,13 +50,13 @@ class ConvWeights:
         self.silu = activation is not None
 
     def apply(self, rows: Sequence[torch.Tensor]) -> torch.Tensor:
-        """``act(bias + sum_i taps[i] * rows[i])`` for W row blocks ``[n, D]`` fp32."""
+        """``bias + sum_i taps[i] * rows[i]`` for W row blocks ``[n, D]`` fp32."""
         total = rows[0] * self.taps[0]
         for row, tap in zip(rows[1:], self.taps[1:], strict=True):
             total.addcmul_(row, tap)
         if self.bias is not None:
             total.add_(self.bias)
-        return F.silu(total, inplace=True) if self.silu else total
+        return total
 
 
 def convolve(
@@ -72,9 +72,10 @@ def convolve(
             rows = buffer[: W - 1 + n]
             _fill_history(rows[: W - 1], x, job, offset)
             rows[W - 1 :].copy_(x[job.start + offset : job.start + offset + n])
-            out[job.start + offset : job.start + offset + n].copy_(
-                weights.apply([rows[i : i + n] for i in range(W)])
-            )
+            result = weights.apply([rows[i : i + n] for i in range(W)])
+            if weights.silu:
+                F.silu(result, inplace=True)
+            out[job.start + offset : job.start + offset + n].copy_(result)
         _save_history(x, job, W)
 
 
@@ -131,7 +132,10 @@ def convolve_single_tokens(
     new = x.index_select(0, tokens)
     rows = [column.float() for column in history.unbind(2)]
     rows.append(new.float())
-    out.index_copy_(0, tokens, weights.apply(rows).to(out.dtype))
+    result = weights.apply(rows)
+    if weights.silu:  # not F.silu, whose bits would depend on n: see ``gates``
+        result.div_(result.neg().exp_().add_(1))
+    out.index_copy_(0, tokens, result.to(out.dtype))
     if not history.shape[2]:
         return history
     return torch.cat([history[:, :, 1:], new.unsqueeze(2)], dim=2)

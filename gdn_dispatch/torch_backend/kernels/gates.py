@@ -1,17 +1,35 @@
-"""Decay and write strength: from what the caller has to what the kernels use."""
+"""Decay and write strength: from what the caller has to what the kernels use.
+
+Written with ``exp`` and ``log1p``: torch's sigmoid, softplus, silu and exp2 give the numbers that
+fall behind the last full vector of a thread's share other bits, so that a token's would depend on
+the batch around it. (``exp2`` is used all the same, for its speed, where every share is made of
+full vectors and the same ones for the same chunk: see ``GATE_BLOCK_ELEMENTS``.)
+"""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 
-__all__ = ["SplitDecay", "decay_from_gate", "split_cumulative_decay", "write_strength"]
+__all__ = [
+    "GATE_BLOCK_ELEMENTS",
+    "SplitDecay",
+    "decay_from_gate",
+    "split_cumulative_decay",
+    "write_strength",
+]
 
+_LINEAR = 20.0
+"""Above it softplus is its argument, to the last bit of fp32."""
+_SMALLEST_LOGIT = -80.0
+"""Below it a sigmoid is zero to any purpose, and its exponential near the end of fp32."""
 _LOG2_E = 1.4426950408889634
 _FLOOR = -1000.0
 """Base-2 decay below this is an exact zero in fp32 (and fp64 sums of it stay exact)."""
+
+GATE_BLOCK_ELEMENTS = 32767
+"""Elementwise operations on fewer than 32768 elements are not shared out among threads."""
 
 
 def decay_from_gate(
@@ -21,14 +39,15 @@ def decay_from_gate(
     x = a.float()
     if dt_bias is not None:
         x = x + dt_bias.float()
-    return -A_log.float().exp() * F.softplus(x)
+    softplus = torch.where(x > _LINEAR, x, x.clamp(max=_LINEAR).exp().log1p())
+    return -A_log.float().exp() * softplus
 
 
 def write_strength(beta: torch.Tensor, *, is_logit: bool, allow_neg_eigval: bool) -> torch.Tensor:
     """Write strength in fp32: ``sigmoid(beta)`` of a logit, doubled for negative eigenvalues."""
     x = beta.float()
     if is_logit:
-        x = x.sigmoid()
+        x = (1 + x.clamp(min=_SMALLEST_LOGIT).neg().exp()).reciprocal()
     return x * 2 if allow_neg_eigval else x
 
 

@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import torch
 
-__all__ = ["CHUNK", "InverseBuffers", "unit_lower_inverse"]
+from gdn_dispatch.torch_backend.capability import CHUNK
 
-CHUNK = 32
+__all__ = ["InverseBuffers", "unit_lower_inverse"]
+
 _HALF = CHUNK // 2
 
 

@@ -4,7 +4,7 @@ For decode, speculative decode and sequences too short to fill a chunk. The stat
 largest operand, so a step passes over it three times and no more: decay, one product with both
 the key and the query, one rank-1 update. The output needs no second product with the new state::
 
-    S <- 2^g S
+    S <- e^g S
     [d; o'] = [beta v; 0] + [-beta k; scale q] S
     S <- S + k d^T,     o = o' + (scale q . k) d
 

@@ -11,7 +11,8 @@ import threading
 
 import torch
 
-from gdn_dispatch.torch_backend.kernels.inverse import CHUNK, InverseBuffers
+from gdn_dispatch.torch_backend.capability import CHUNK
+from gdn_dispatch.torch_backend.kernels.inverse import InverseBuffers
 
 __all__ = ["UNIT", "Workspace", "workspace_for"]
 
@@ -71,6 +72,7 @@ class Workspace:
         self.chunk_keys_queries = self.keys_queries.unbind(0)
         self.chunk_keys_t = [x[:, :C].transpose(1, 2) for x in self.chunk_keys_queries]
         self.chunk_values = [x.view(H, C, r, V).transpose(1, 2) for x in self.values.unbind(0)]
+        self.chunk_pairwise = self.pairwise.unbind(0)
         self.chunk_solve = self.solve.unbind(0)
         self.chunk_output = [x.view(H, r, C, V) for x in self.output.unbind(0)]
 
