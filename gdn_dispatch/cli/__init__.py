@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final
 
@@ -74,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GDNDispatchError as error:
         print(f"error: {error}", file=sys.stderr)
         return BAD_USAGE
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         return INTERRUPTED
 

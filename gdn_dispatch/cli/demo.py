@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_arguments", "run"]
 
-_ROUNDS: Final = 5
+_ROUNDS: Final = 3
 _PROMPT: Final = 2048
 _GENERATED: Final = 24
 _BATCH: Final = 8
@@ -51,8 +51,8 @@ def run(args: argparse.Namespace) -> int:
     versions = f"transformers {transformers.__version__}, torch {torch.__version__}"
     print(f"gdn-dispatch {__version__}, {versions}, {torch.get_num_threads()} threads")
     print(
-        f"{len(text)} bytes of Pride and Prejudice, one token each, and {new} tokens after them; the "
-        f"same after {_BATCH} excerpts of {_EXCERPT} at once"
+        f"{new} tokens after {len(text)} bytes of Pride and Prejudice, one token each, and after "
+        f"{_BATCH} excerpts of {_EXCERPT} bytes at once"
     )
 
     agreed = True
@@ -212,7 +212,8 @@ def _generate(model: Any, prompts: torch.Tensor, new: int) -> _Generated:
     """Prefill and greedy decoding, timed apart."""
     import torch
 
-    tokens, logits = [], []
+    tokens: list[torch.Tensor] = []
+    logits: list[torch.Tensor] = []
     with torch.inference_mode():
         started = _now(prompts.device)
         result = model(prompts, use_cache=True, logits_to_keep=1)

@@ -9,7 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from gdn_dispatch.cli import bench, cases, main, plots, progress
+from gdn_dispatch.cli import (
+    MissingExtraError,
+    bench,
+    cases,
+    cases_host,
+    cases_transformers,
+    main,
+    plots,
+    progress,
+)
 from gdn_dispatch.cli.bench import Case, Check, Prepared
 from gdn_dispatch.cli.cases import CASES
 from gdn_dispatch.dispatch import active_registry
@@ -155,7 +164,7 @@ def test_wrong_numbers_fail_a_run_missed_budgets_do_not(monkeypatch, capsys, sil
 
 def test_a_case_that_cannot_run_does_not_end_the_others(monkeypatch, capsys, silence):
     def missing(stack):
-        raise cases.MissingExtraError("this suite needs x\nInstall it: pip install x")
+        raise MissingExtraError("this suite needs x\nInstall it: pip install x")
 
     broken = Case("fake", "broken", "nobody", bench.SPEEDUP, None, missing)
     monkeypatch.setattr(cases, "CASES", (broken, case([1], [2])))
@@ -235,10 +244,12 @@ def test_progress_is_a_bar_on_a_terminal():
     assert "6/6" in stream.getvalue()
 
 
-@pytest.mark.parametrize("name", ["_metadata", "_import"])
-def test_the_peerless_suites_check_their_numbers(name):
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("host_metadata", (5, 9000)), ("import_time", (2,))]
+)
+def test_the_peerless_suites_check_their_numbers(name, arguments):
     with ExitStack() as stack:
-        prepared = getattr(cases, name)(*{"_metadata": (5, 9000), "_import": (2,)}[name], stack)
+        prepared = getattr(cases_host, name)(*arguments, stack)
         assert prepared.check().passed
         assert prepared.ours() > 0
 
@@ -246,9 +257,9 @@ def test_the_peerless_suites_check_their_numbers(name):
 def test_the_suites_against_transformers_check_their_numbers():
     pytest.importorskip("transformers")
     for prepare in (
-        lambda stack: cases._CHUNK(1, 40, (17, 23), True, (1, 90, (20, 70)), stack),
-        lambda stack: cases._decode(1, stack),
-        lambda stack: cases._layer(1, stack),
+        lambda stack: cases_transformers._CHUNK(1, 40, (17, 23), True, (1, 90, (20, 70)), stack),
+        lambda stack: cases_transformers.decode(1, stack),
+        lambda stack: cases_transformers.layer(1, stack),
     ):
         with ExitStack() as stack, torch.no_grad():
             check = prepare(stack).check()
@@ -257,6 +268,7 @@ def test_the_suites_against_transformers_check_their_numbers():
 
 
 def test_the_package_keeps_benchmarks_out():
-    source = Path(cases.__file__).read_text()
-    assert "import benchmarks" not in source
-    assert "from benchmarks" not in source
+    for module in (cases, cases_host, cases_transformers):
+        source = Path(module.__file__).read_text()
+        assert "import benchmarks" not in source
+        assert "from benchmarks" not in source
