@@ -63,7 +63,11 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
     """See ``gdn_dispatch.hookspecs``."""
     from gdn_dispatch.torch_backend import rule
 
-    return rule.gated_delta_rule(request)
+    device = request.q.device.type
+    if not torch.is_autocast_enabled(device):
+        return rule.gated_delta_rule(request)
+    with torch.autocast(device, enabled=False):  # fp32 inside is part of the contract
+        return rule.gated_delta_rule(request)
 
 
 @hookimpl
@@ -71,5 +75,5 @@ def gdn_attention(request: GDNRequest) -> GDNOutput:
     """See ``gdn_dispatch.hookspecs``."""
     from gdn_dispatch.torch_backend import layer
 
-    with torch.no_grad():
+    with torch.no_grad(), torch.autocast(request.out.device.type, enabled=False):
         return layer.gdn_attention(request)

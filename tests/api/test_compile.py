@@ -141,12 +141,7 @@ def test_dynamic_shapes(form):
     assert graphs.frame_count == 1
 
 
-# torch.autograd.grad inside an operator sees no graph: its kernel runs below autograd.
-no_gradients_yet = pytest.mark.xfail(strict=True)
-
-
 @forms
-@no_gradients_yet
 def test_gradients(form):
     def function(q, k, v, g, beta, state):
         o, final = form(q, k, v, g, beta, initial_state=state, output_final_state=True)
@@ -253,10 +248,7 @@ def rule_operator_arguments(recurrent, *, lengths=None, meta=False, grad=False):
 
 
 @pytest.mark.parametrize("recurrent", [False, True])
-@pytest.mark.parametrize(
-    "kind",
-    ["dense", "packed", "meta", pytest.param("dense with gradients", marks=no_gradients_yet)],
-)
+@pytest.mark.parametrize("kind", ["dense", "packed", "meta", "dense with gradients"])
 def test_opcheck_of_the_rule(recurrent, kind):
     arguments, _alive = rule_operator_arguments(
         recurrent,
@@ -281,7 +273,9 @@ def test_opcheck_of_the_layer():
 def test_signatures_are_those_of_eager_calls():
     """A compiled call binds arguments by position as the eager one does."""
     inputs, states = rule_inputs((9,))
-    run, _ = compiled(lambda *x: fused_recurrent_gated_delta_rule(*x[:4], None, None, x[4], 0.5, x[5]))
+    run, _ = compiled(
+        lambda *x: fused_recurrent_gated_delta_rule(*x[:4], None, None, x[4], 0.5, x[5])
+    )
     expected = fused_recurrent_gated_delta_rule(*inputs[:4], None, None, inputs[4], 0.5, states)
     assert same_bits(run(*inputs, states)[0], expected[0])
     run, _ = compiled(lambda *x: chunk_gated_delta_rule(*x[:5], 0.5, x[5], True))

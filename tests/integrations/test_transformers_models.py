@@ -30,6 +30,15 @@ def pair(family):
     return stock, ours
 
 
+def assert_grads_close(found, expected):
+    """Each to its own largest value; nearly cancelled ones to what they are cancelled from."""
+    assert found.keys() == expected.keys()
+    noise = 1e-5 * max(grad.abs().max().item() for grad in expected.values())
+    for name, grad in expected.items():
+        difference = (found[name] - grad).abs().max().item()
+        assert difference <= 5e-4 * grad.abs().max().item() + noise, name
+
+
 def logits_after(model, ids, *steps):
     """Logits of a prefill and of cached continuations."""
     with torch.no_grad():
@@ -91,9 +100,7 @@ def test_gradients(pair, checkpointing):
         model(ids, labels=ids, use_cache=False).loss.backward()
         grads.append({name: p.grad for name, p in model.named_parameters() if p.grad is not None})
     expected, found = grads
-    assert found.keys() == expected.keys()
-    for name, grad in expected.items():
-        assert_close(found[name], grad, 5e-4)
+    assert_grads_close(found, expected)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -149,5 +156,4 @@ def test_a_compiled_layer_trains(family):
     compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
     loss = compiled(hidden).square().sum()
     found = torch.autograd.grad(loss, [layer.A_log, layer.conv1d.weight])
-    for a, b in zip(found, expected, strict=True):
-        assert_close(a, b, 5e-4)
+    assert_grads_close(dict(enumerate(found)), dict(enumerate(expected)))

@@ -22,7 +22,7 @@ _ALLOCATIONS = {
 
 
 class PoisonedMemory(TorchDispatchMode):
-    """Fill every uninitialised tensor that is allocated inside; ``count`` says how many there were."""
+    """Fill every uninitialised tensor allocated inside; ``count`` is how many there were."""
 
     def __init__(self) -> None:
         super().__init__()

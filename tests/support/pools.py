@@ -82,9 +82,7 @@ class Pools:
     def snapshot(self) -> torch.Tensor:
         return self.pages.clone()
 
-    def changed_only(
-        self, before: torch.Tensor, states: set[int], lines: dict[int, int]
-    ) -> bool:
+    def changed_only(self, before: torch.Tensor, states: set[int], lines: dict[int, int]) -> bool:
         """Whether nothing changed but these slots' states and these first columns of lines."""
         conv, ssm = self._views(before)
         for slot in states:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -143,7 +144,7 @@ def cu_seqlens(lengths: tuple[int, ...]) -> torch.Tensor:
 def sequences(inputs: RuleInputs, lengths: tuple[int, ...]) -> list[RuleInputs]:
     """The sequences packed in ``inputs``, of ``[T, ...]``."""
     starts = starts_of(lengths)
-    return [inputs.rows(a, b) for a, b in zip(starts, starts[1:], strict=False)]
+    return [inputs.rows(a, b) for a, b in pairwise(starts)]
 
 
 def oracle(

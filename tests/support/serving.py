@@ -241,7 +241,8 @@ class Trace:
             writes=[self._any_padding(), *anything[1:]],
             reads=anything,
             has_initial_state=self.random.random() < 0.5,
-            speculative=bool(self.setting.columns) and len(tokens) <= stride
+            speculative=bool(self.setting.columns)
+            and len(tokens) <= stride
             and self.random.random() < 0.5,
         )
 
@@ -252,7 +253,8 @@ class Trace:
         return self.random.choice(choices)
 
     def _tokens(self, length: int) -> Tokens:
-        return random_tokens(length, self.setting.dims, dtype=self.setting.layout.dtype, rng=self.rng)
+        dtype = self.setting.layout.dtype
+        return random_tokens(length, self.setting.dims, dtype=dtype, rng=self.rng)
 
     # -- oracle --------------------------------------------------------------------------------
 

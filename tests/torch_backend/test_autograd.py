@@ -1,6 +1,7 @@
 """Gradients of the recurrence-only calls, against the oracle's and against finite differences."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -57,7 +58,7 @@ def oracle(tensors, lengths, options):
         beta = 2 * beta
     outputs, states = [], []
     starts = starts_of(lengths)
-    for n, (a, b) in enumerate(zip(starts, starts[1:], strict=False)):
+    for n, (a, b) in enumerate(pairwise(starts)):
         output, state = reference_gated_delta_rule(
             *(x[a:b] for x in (tensors["q"], tensors["k"], tensors["v"], g, beta)),
             initial_state=tensors["initial_state"][n], scale=options.get("scale"),

@@ -2,6 +2,7 @@
 
 import random
 from functools import cache
+from itertools import pairwise
 
 import pytest
 import torch
@@ -24,9 +25,9 @@ from tests.support.threads import torch_threads
 ODD = LayerDims(H=1, HV=3, K=5, V=7, W=4)
 MODEL = LayerDims(H=16, HV=32, K=128, V=128, W=4)
 LENGTHS = (1, 2, 3, 7, 8, 9, 16, 31, 32, 33, 63, 64, 65, 97, 128, 130, 255, 256, 300)
-MODEL_LENGTHS = (1, 5, 8, 9, 32, 33, 100, 257)
+MODEL_LENGTHS = (1, 5, 9, 33, 100, 257)
 
-threads = pytest.mark.parametrize("num_threads", [1, 2, 3], ids=lambda n: f"{n} threads")
+threads = pytest.mark.parametrize("num_threads", [2, 3])
 
 
 def rule_dims(dims):
@@ -57,8 +58,7 @@ def run_rule(form, dims, lengths, **options):
         use_qk_l2norm_in_kernel=True, **options,
     )  # fmt: skip
     starts = starts_of(lengths)
-    pieces = zip(starts, starts[1:], strict=False)
-    return [(output[0, a:b], final[n]) for n, (a, b) in enumerate(pieces)]
+    return [(output[0, a:b], final[n]) for n, (a, b) in enumerate(pairwise(starts))]
 
 
 @cache
@@ -89,9 +89,7 @@ def run_layer(dims, lengths):
     output = gdn_attention(
         **step.arguments, meta=meta, conv_state=conv, ssm_state=ssm, **layer_of(dims).arguments
     )
-    return [
-        (output[starts[n] : starts[n + 1]], conv[slots[n]], ssm[slots[n]]) for n in range(N)
-    ]
+    return [(output[starts[n] : starts[n + 1]], conv[slots[n]], ssm[slots[n]]) for n in range(N)]
 
 
 def batches(lengths, seed):
@@ -105,51 +103,71 @@ def batches(lengths, seed):
         yield tuple(batch)
 
 
-def assert_same_as_alone(run, dims, batch):
-    for length, got in zip(batch, run(dims, batch), strict=True):
-        for part, expected in zip(got, run(dims, (length,))[0], strict=True):
-            assert same_bits(part, expected), f"length {length} in {batch}"
+def assert_same_as_alone(run, dims, batches):
+    alone = cache(lambda length: run(dims, (length,))[0])
+    for batch in batches:
+        for length, got in zip(batch, run(dims, batch), strict=True):
+            for part, expected in zip(got, alone(length), strict=True):
+                assert same_bits(part, expected), f"length {length} in {batch}"
+
+
+def rule(form):
+    return lambda dims, lengths: run_rule(form, dims, lengths)
+
+
+@forms
+@pytest.mark.parametrize("seed", range(3))
+def test_rule(form, seed):
+    assert_same_as_alone(rule(form), ODD, batches(LENGTHS, seed))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_layer(seed):
+    assert_same_as_alone(run_layer, ODD, batches(LENGTHS, seed))
+
+
+DECODES = [(1,) * N for N in (2, 3, 8, 33, 64)]
+
+
+def test_layer_of_decodes():
+    assert_same_as_alone(run_layer, ODD, DECODES)
 
 
 @forms
 @threads
-@pytest.mark.parametrize("seed", range(3))
-def test_rule(form, num_threads, seed):
+def test_rule_with_more_threads(form, num_threads):
     with torch_threads(num_threads):
-        for batch in batches(LENGTHS, seed):
-            assert_same_as_alone(lambda *a: run_rule(form, *a), ODD, batch)
+        assert_same_as_alone(rule(form), ODD, [(300, 9, 130, 1, 64)])
 
 
 @threads
-@pytest.mark.parametrize("seed", range(3))
-def test_layer(num_threads, seed):
+def test_layer_with_more_threads(num_threads):
     with torch_threads(num_threads):
-        for batch in batches(LENGTHS, seed):
-            assert_same_as_alone(run_layer, ODD, batch)
-
-
-@threads
-def test_layer_of_decodes(num_threads):
-    """Many single tokens: the widest batches there are."""
-    dims = LayerDims(H=1, HV=3, K=5, V=7, W=4)
-    with torch_threads(num_threads):
-        for N in (2, 3, 8, 33, 64):
-            assert_same_as_alone(run_layer, dims, (1,) * N)
+        assert_same_as_alone(run_layer, ODD, [(300, 9, 130, 1, 64), DECODES[-1]])
 
 
 @forms
-@threads
+def test_rule_with_many_heads_and_chunks(form):
+    """So many gates that torch cuts them for three threads, not at a vector's end."""
+    dims = LayerDims(H=1, HV=64, K=4, V=4, W=1)
+    with torch_threads(3):
+        assert_same_as_alone(rule(form), dims, [(n, 1024) for n in range(1000, 1003)])
+
+
+REAL = [MODEL_LENGTHS, MODEL_LENGTHS[::-1], (1, 257, 1)]
+
+
+@forms
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_rule_with_real_head_dims(form, num_threads):
     with torch_threads(num_threads):
-        for batch in (MODEL_LENGTHS, MODEL_LENGTHS[::-1], (1, 257, 1)):
-            assert_same_as_alone(lambda *a: run_rule(form, *a), MODEL, batch)
+        assert_same_as_alone(rule(form), MODEL, REAL)
 
 
-@threads
+@pytest.mark.parametrize("num_threads", [1, 2, 3])
 def test_layer_with_real_head_dims(num_threads):
     with torch_threads(num_threads):
-        for batch in (MODEL_LENGTHS, MODEL_LENGTHS[::-1], (1, 257, 1), (1,) * 9):
-            assert_same_as_alone(run_layer, MODEL, batch)
+        assert_same_as_alone(run_layer, MODEL, [*REAL, (1,) * 9])
 
 
 @forms

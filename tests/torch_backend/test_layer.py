@@ -72,8 +72,8 @@ def test_no_rows_and_no_tokens():
     assert serve(pools, layer, random_tokens(0, DIMS), [0], state_indices=[]).shape[0] == 0
     empty_rows = serve(pools, layer, random_tokens(0, DIMS), [0, 0], state_indices=[1])
     assert empty_rows.shape == (0, DIMS.HV, DIMS.V)
-    only_padding = serve(pools, layer, random_tokens(3, DIMS), [0], state_indices=[], total_tokens=3)
-    assert not only_padding.any()
+    no_rows = {"state_indices": [], "total_tokens": 3}
+    assert not serve(pools, layer, random_tokens(3, DIMS), [0], **no_rows).any()
     assert torch.equal(pools.pages, before)
 
 

@@ -89,7 +89,9 @@ def test_conv_equals_a_loop_over_numbers(W, activation):
     assert torch.equal(h.double(), line.t())
     for t in range(T):
         for c in range(D):
-            total = float(bias[c]) + sum(float(weight[c, i] * 1.0) * float(line[c, t + i]) for i in range(W))
+            total = float(bias[c])
+            for i in range(W):
+                total += float(weight[c, i]) * float(line[c, t + i])
             expected = total / (1 + math.exp(-total)) if activation else total
             assert got[t, c] == pytest.approx(expected, rel=1e-12, abs=1e-14)
 

@@ -138,9 +138,7 @@ def test_scale(form, scale):
 def test_l2norm_in_the_kernel(form, factor):
     inputs, states = packed_case()
     inputs = RuleInputs(inputs.q * factor, inputs.k * factor, inputs.v, inputs.g, inputs.beta)
-    got = run_packed(
-        form, inputs, LENGTHS, initial_state=states, use_qk_l2norm_in_kernel=True
-    )
+    got = run_packed(form, inputs, LENGTHS, initial_state=states, use_qk_l2norm_in_kernel=True)
     exact = oracle(inputs, LENGTHS, states, use_qk_l2norm=True)
     assert_equals_oracle(got, exact, LENGTHS)
 
@@ -351,7 +349,8 @@ class TestMemory:
             for inference in order:
                 with torch.inference_mode(inference):
                     results += [
-                        x.clone() for form in (chunk, recurrent)
+                        x.clone()
+                        for form in (chunk, recurrent)
                         for x in run_packed(form, inputs, LENGTHS, initial_state=states)
                     ]
             return results

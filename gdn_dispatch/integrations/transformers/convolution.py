@@ -63,13 +63,13 @@ def causal_conv(
                 name, describe(value), "nothing: layers keep their own history"
             )
     starts = _boundaries(hidden_states, seq_idx, cu_seq_lens_q, gdn_meta)
-    if starts is None:
-        if hidden_states.device.type != "cpu":
-            return original(hidden_states, weight, bias, activation=activation, **model_kwargs)
-        out = _depthwise(hidden_states.to(weight.dtype), weight, bias)
-    else:
-        out = _packed(hidden_states.to(weight.dtype), weight, bias, starts)
-    return _activate(out, activation).to(hidden_states.dtype)
+    if starts is None and hidden_states.device.type != "cpu":
+        return original(hidden_states, weight, bias, activation=activation, **model_kwargs)
+    x = hidden_states.to(weight.dtype)
+    out = _depthwise(x, weight, bias)
+    if starts is not None and starts.shape[0] > 2 and weight.shape[1] > 1:
+        _separate(out, x, weight, bias, starts)
+    return _activate(out[:, :, : x.shape[2]], activation).to(hidden_states.dtype)
 
 
 def update(
@@ -122,24 +122,32 @@ def _boundaries(
 
 
 def _depthwise(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+    """``[B, D, T + W-1]``: the last W-1 columns lie past the end."""
     D, W = weight.shape
     image = x.unsqueeze(2).contiguous(memory_format=torch.channels_last)
-    out = F.conv2d(image, weight[:, None, None], bias, padding=(0, W - 1), groups=D)
-    return out[:, :, 0, : x.shape[2]]
+    return F.conv2d(image, weight[:, None, None], bias, padding=(0, W - 1), groups=D).squeeze(2)
 
 
-def _packed(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, starts: torch.Tensor
-) -> torch.Tensor:
-    """The same with W-1 zero columns between sequences, whose places are found on the device."""
-    columns, gap = x.shape[2], weight.shape[1] - 1
-    ends = starts[1:] + (columns - starts[-1])
-    column = torch.arange(columns, device=x.device, dtype=ends.dtype)
-    column = (column + gap * torch.searchsorted(ends, column, right=True)).long()
-    spread = x.new_zeros(columns + gap * max(ends.shape[0] - 1, 0), x.shape[1])
-    spread = spread.index_copy(0, column, x[0].t())
-    out = _depthwise(spread.t()[None], weight, bias)
-    return out[0].t().index_select(0, column).t()[None]
+def _separate(
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    starts: torch.Tensor,
+) -> None:
+    """Write the first W-1 columns of every sequence but the first again, without what lies before.
+
+    Shapes follow from N alone and places are computed on the device. Columns that a sequence is too
+    short to have go to the column past the end, which nobody reads.
+    """
+    columns, head = x.shape[2], weight.shape[1] - 1
+    places = starts + (columns - starts[-1])
+    place = places[1:-1, None] + torch.arange(head, device=x.device, dtype=places.dtype)
+    source = place.clamp(max=columns - 1).flatten().long()
+    target = torch.where(place < places[2:, None], place, columns).flatten().long()
+    heads = x[0].t().index_select(0, source).unflatten(0, (-1, head)).transpose(1, 2)
+    again = _depthwise(heads, weight, bias)[:, :, :head]
+    out[0].t().index_copy_(0, target, again.transpose(1, 2).flatten(0, 1))
 
 
 def _activate(x: torch.Tensor, activation: str | None) -> torch.Tensor:
