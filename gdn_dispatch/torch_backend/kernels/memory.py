@@ -27,5 +27,5 @@ def empty_result(
     if size < _LARGE or device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
     memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
+    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
     return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)

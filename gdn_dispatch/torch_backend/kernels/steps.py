@@ -55,8 +55,9 @@ class _Tokens(NamedTuple):
     decay: torch.Tensor  # [n, HV, 1, 1] e^g
     left: torch.Tensor  # [n, HV, 2, K] rows -beta k, scale q
     pair: torch.Tensor  # [n, HV, 2, V] rows beta v, 0; becomes d, o'
-    key: torch.Tensor  # [n, HV, K, 1]
-    query_key: torch.Tensor  # [n, H, 1, 1] scale q . k
+    d: torch.Tensor  # [n, H, r, 1, V] view of pair
+    key: torch.Tensor  # [n, H, 1, K, 1]
+    query_key: torch.Tensor  # [n, H, 1, 1] q . k
 
 
 def run_steps(heads: Heads, jobs: Sequence[StepJob], out: torch.Tensor) -> None:
@@ -77,7 +78,7 @@ def run_steps(heads: Heads, jobs: Sequence[StepJob], out: torch.Tensor) -> None:
                 first += step_job.job.length
         H = tokens.query_key.shape[1]
         d, through_state = tokens.pair.view(rows.tokens, H, -1, 2, tokens.pair.shape[3]).unbind(3)
-        rows.scatter(out, torch.addcmul(through_state, tokens.query_key, d))
+        rows.scatter(out, torch.addcmul(through_state, tokens.query_key, d, value=heads.scale))
 
 
 def _cut(jobs: Sequence[StepJob], heads: Heads) -> list[StepJob]:
@@ -158,28 +159,23 @@ def _prepare(rows: _Rows, heads: Heads) -> _Tokens:
     queries_keys[:, :, 1].copy_(rows.gather(heads.q))
     if heads.l2norm:
         norm = torch.linalg.vector_norm(queries_keys, dim=-1, keepdim=True)
-        factor = norm.square_().add_(_L2_EPS).rsqrt_()
-        factor[:, :, 1].mul_(heads.scale)
-        queries_keys.mul_(factor)
-    elif heads.scale != 1.0:
-        queries_keys[:, :, 1].mul_(heads.scale)
+        queries_keys.mul_(norm.square_().add_(_L2_EPS).rsqrt_())
     key, query = queries_keys.unbind(2)
-    query_key = (key * query).sum(-1)
-
     beta = rows.gather(heads.beta).reshape(n, H, r, 1)
-    left = torch.empty(n, H, r, 2, K, dtype=torch.float32, device=heads.q.device)
-    torch.mul(key.unsqueeze(2), -beta, out=left.select(3, 0))
-    left.select(3, 1).copy_(query.unsqueeze(2))
+
+    factors = torch.empty(n, H, r, 2, 1, dtype=torch.float32, device=heads.q.device)
+    torch.neg(beta, out=factors.select(3, 0))
+    factors.select(3, 1).fill_(heads.scale)
+    left = queries_keys.unsqueeze(2) * factors
     pair = torch.zeros(n, H, r, 2, V, dtype=torch.float32, device=heads.q.device)
     torch.mul(rows.gather(heads.v).reshape(n, H, r, V), beta, out=pair.select(3, 0))
-    if r > 1:
-        key = key.unsqueeze(2).expand(n, H, r, K)
     return _Tokens(
         rows.gather(heads.g).exp().reshape(n, HV, 1, 1),
         left.view(n, HV, 2, K),
         pair.view(n, HV, 2, V),
-        key.reshape(n, HV, K, 1),
-        query_key.view(n, H, 1, 1),
+        pair.narrow(3, 0, 1),
+        key.view(n, H, 1, K, 1),
+        (key * query).sum(-1).view(n, H, 1, 1),
     )
 
 
@@ -187,19 +183,20 @@ def _run_one(step_job: StepJob, tokens: _Tokens, first: int) -> None:
     """All tokens of one sequence; leaves d and o' of each in ``tokens.pair``."""
     job, writes = step_job
     state, ready = _working_state(job, tokens)
+    H, r = tokens.d.shape[1:3]
+    by_key_head = state.view(H, r, *state.shape[1:])
     for t in range(job.length):
-        decay, left, pair, key = (x.select(0, first + t) for x in tokens[:4])
-        d = pair.narrow(1, 0, 1)
+        decay, left, pair, d, key = (x.select(0, first + t) for x in tokens[:5])
         if ready or t > 0:
             state.mul_(decay)
         elif job.read is not None:
             torch.mul(job.read, decay, out=state)
         if t == 0 and job.read is None:
             # From zero: d = beta v and o' = 0 are what pair holds already.
-            torch.mul(key, d, out=state)
+            torch.mul(key, d, out=by_key_head)
         else:
             torch.baddbmm(pair, left, state, out=pair)
-            state.addcmul_(key, d)
+            by_key_head.addcmul_(key, d)
         if writes and (target := writes[t]) is not None:
             target.copy_(state)
     for _, target in job.checkpoints:
@@ -216,7 +213,7 @@ def _working_state(job: SequenceJob, tokens: _Tokens) -> tuple[torch.Tensor, boo
     """
     read, state = job.read, job.write
     if state is None or state.dtype != torch.float32 or state.stride(2) != 1:
-        shape = (tokens.key.shape[1], tokens.key.shape[2], tokens.pair.shape[3])
+        shape = (tokens.left.shape[1], tokens.left.shape[3], tokens.pair.shape[3])
         state = torch.empty(shape, dtype=torch.float32, device=tokens.pair.device)
     elif read is not None and read.data_ptr() == state.data_ptr():
         return state, True  # views of one slot of one pool
