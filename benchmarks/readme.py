@@ -20,7 +20,7 @@ def cell(value: float | None, unit: str) -> str:
     """A number of a sensible number of digits with its unit."""
     if value is None:
         return ""
-    return f"{value:.3g}{'×' if unit == 'x' else ' ' + unit}"
+    return f"{value:.3g} {unit}"
 
 
 def backend_rows(report: dict[str, Any]) -> list[str]:

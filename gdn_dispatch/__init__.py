@@ -16,19 +16,13 @@ from gdn_dispatch.api import (
     plan_batch,
 )
 from gdn_dispatch.capability import Capability, Feature
-from gdn_dispatch.dispatch import (
-    current_backend,
-    explain,
-    initialise,
-    list_backends,
-    use_backend,
-)
 from gdn_dispatch.errors import (
     BackendContractError,
     BackendNotInstalledError,
     BackendUnavailableError,
     ConfigurationError,
     GDNDispatchError,
+    IntegrationError,
     InvalidArgumentError,
     InvalidPlanError,
     MetadataError,
@@ -37,7 +31,14 @@ from gdn_dispatch.errors import (
 from gdn_dispatch.hookspecs import hookimpl
 from gdn_dispatch.meta import ChunkMeta
 from gdn_dispatch.plan.batch import BatchPlan
-from gdn_dispatch.selection import Selection
+from gdn_dispatch.selection.dispatch import (
+    current_backend,
+    explain,
+    initialise,
+    list_backends,
+    use_backend,
+)
+from gdn_dispatch.selection.resolver import Selection
 from gdn_dispatch.types import (
     HOOK_API_VERSION,
     Available,
@@ -68,6 +69,7 @@ __all__ = [
     "GDNDispatchError",
     "GDNOutput",
     "GDNRequest",
+    "IntegrationError",
     "InvalidArgumentError",
     "InvalidPlanError",
     "MetaRequest",

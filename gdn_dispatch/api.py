@@ -1,7 +1,7 @@
 """The public calls and their contract in full; backends may assume it holds.
 
-Each function hands over to ``meta_call``, ``rule_call`` or ``layer_call``; while torch compiles, to
-the operators of ``ops`` instead.
+Each function hands over to a module of ``calls``; while torch compiles, to the operators of ``ops``
+instead.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gdn_dispatch import ops
-from gdn_dispatch.layer_call import run_layer_call
-from gdn_dispatch.meta_call import host_data, run_build_chunk_meta
+from gdn_dispatch.calls.layer import run_layer_call
+from gdn_dispatch.calls.metadata import host_data, run_build_chunk_meta
+from gdn_dispatch.calls.rule import run_rule
+from gdn_dispatch.calls.validation import refuse
 from gdn_dispatch.plan import batch
-from gdn_dispatch.rule_call import run_rule
-from gdn_dispatch.validation import refuse
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -20,6 +20,7 @@ __all__ = [
     "BackendUnavailableError",
     "ConfigurationError",
     "GDNDispatchError",
+    "IntegrationError",
     "InvalidArgumentError",
     "InvalidPlanError",
     "MetadataError",
@@ -85,6 +86,10 @@ class BackendNotInstalledError(GDNDispatchError, RuntimeError):
 
 class BackendUnavailableError(GDNDispatchError, RuntimeError):
     """The requested backend is installed but cannot run on this machine (or failed to load)."""
+
+
+class IntegrationError(GDNDispatchError, RuntimeError):
+    """A host program is missing, of an unknown version, or already altered by someone else."""
 
 
 class UnsupportedRequestError(GDNDispatchError, RuntimeError):

@@ -1,10 +1,10 @@
 """torch.library operators, used only while torch compiles.
 
 An eager call would pay several times its own overhead for going through the dispatcher; a compiled
-graph needs an operator it can hold without looking inside. Both end in ``rule_call`` and
-``layer_call``, which choose the backend when the graph runs.
+graph needs an operator it can hold without looking inside. Both end in ``calls``, which choose the
+backend when the graph runs.
 
-A ``ChunkMeta`` travels through a graph as its handle, a small CPU tensor (``handles``), so that a
+A ``ChunkMeta`` travels through a graph as its handle, a small CPU tensor (``meta.handles``): a
 graph compiled with the metadata of one step runs with that of the next.
 """
 
@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 
-from gdn_dispatch.handles import meta_of
-from gdn_dispatch.layer_call import run_layer_call
-from gdn_dispatch.rule_call import run_rule
+from gdn_dispatch.calls.layer import run_layer_call
+from gdn_dispatch.calls.rule import run_rule
+from gdn_dispatch.meta.handles import meta_of
 
 __all__ = ["gated_delta_rule", "gdn_attention"]
 
 _library = torch.library.Library("gdn_dispatch", "FRAGMENT")
 
-# In the order of rule_call.run_rule's arguments. With explicit schemas: having torch infer them
+# In the order of calls.rule.run_rule's arguments. With explicit schemas: having torch infer them
 # costs more than all other work of the import.
 _RULE_ARGUMENTS = (
     "bool recurrent, Tensor q, Tensor k, Tensor v, Tensor g, Tensor beta, float? scale, "
@@ -41,7 +41,7 @@ _library.define(
     f"gated_delta_rule_backward(Tensor grad_output, Tensor grad_state, {_RULE_ARGUMENTS})"
     " -> Tensor[]"
 )
-# In the order of layer_call.run_layer_call's arguments.
+# In the order of calls.layer.run_layer_call's arguments.
 _library.define(
     "gdn_attention(Tensor? mixed_qkv, Tensor? a, Tensor? b, Tensor meta, Tensor(c!) conv_state, "
     "Tensor(s!) ssm_state, Tensor conv_weight, Tensor? conv_bias, Tensor A_log, Tensor dt_bias, "
@@ -143,7 +143,7 @@ torch.library.register_autograd(
 
 
 def gated_delta_rule(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """``rule_call.run_rule`` as one operator of the graph."""
+    """``calls.rule.run_rule`` as one operator of the graph."""
     inputs = list(arguments)
     cu_seqlens_cpu, meta = inputs[_CU_SEQLENS_CPU], inputs[_META]
     if cu_seqlens_cpu is not None and not isinstance(cu_seqlens_cpu, torch.Tensor):
@@ -154,7 +154,7 @@ def gated_delta_rule(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor | None
 
 
 def gdn_attention(*arguments: Any) -> torch.Tensor:
-    """``layer_call.run_layer_call`` as one operator of the graph, updating the pools in place."""
+    """``calls.layer.run_layer_call`` as one operator of the graph, updating the pools in place."""
     inputs = list(arguments)
     mixed_qkv, meta, ssm_state, state_v_first, out, qkvz = (
         inputs[i] for i in (0, 3, 5, 13, 14, 16)

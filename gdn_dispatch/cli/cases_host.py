@@ -24,11 +24,11 @@ from gdn_dispatch.cli.cases_inputs import (
     run_layer,
     states,
 )
-from gdn_dispatch.discovery import GROUP
-from gdn_dispatch.dispatch import active_registry
 from gdn_dispatch.hookspecs import hookimpl
 from gdn_dispatch.plan.chunks import ChunkTables, ConvTiles
 from gdn_dispatch.plan.layout import Contents, fill, measure
+from gdn_dispatch.plugins.discovery import GROUP
+from gdn_dispatch.selection.dispatch import active_registry
 from gdn_dispatch.types import Available, BackendInfo, GDNOutput
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from gdn_dispatch import __version__
 from gdn_dispatch.cli import require
 from gdn_dispatch.cli.progress import progress
-from gdn_dispatch.dispatch import explain
+from gdn_dispatch.selection.dispatch import explain
 
 if TYPE_CHECKING:
     import argparse

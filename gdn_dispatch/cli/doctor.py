@@ -21,19 +21,19 @@ import torch
 from gdn_dispatch import __version__, api
 from gdn_dispatch.cli.explain import selection_record
 from gdn_dispatch.config import BACKEND_VARIABLE, DISABLE_VARIABLE
-from gdn_dispatch.dispatch import active_config, active_registry, explain
 from gdn_dispatch.errors import GDNDispatchError
-from gdn_dispatch.registry import FailedPlugin
-from gdn_dispatch.report import backends_text, configuration_text
-from gdn_dispatch.selection import OFFICIAL
+from gdn_dispatch.plugins.registry import FailedPlugin
+from gdn_dispatch.selection.dispatch import active_config, active_registry, explain
+from gdn_dispatch.selection.report import backends_text, configuration_text
+from gdn_dispatch.selection.resolver import OFFICIAL
 from gdn_dispatch.torch_backend.reference import reference_gdn_layer
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from gdn_dispatch.registry import BackendStatus
-    from gdn_dispatch.selection import Selection
+    from gdn_dispatch.plugins.registry import BackendStatus
+    from gdn_dispatch.selection.resolver import Selection
 
 __all__ = ["Smoke", "add_arguments", "conflicts", "environment", "run", "smoke_run"]
 

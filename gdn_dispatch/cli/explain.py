@@ -6,14 +6,14 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from gdn_dispatch.capability import Feature
-from gdn_dispatch.dispatch import explain
-from gdn_dispatch.report import selection_text
-from gdn_dispatch.selection import HOOK_OF_OP
+from gdn_dispatch.selection.dispatch import explain
+from gdn_dispatch.selection.report import selection_text
+from gdn_dispatch.selection.resolver import HOOK_OF_OP
 
 if TYPE_CHECKING:
     import argparse
 
-    from gdn_dispatch.selection import Selection
+    from gdn_dispatch.selection.resolver import Selection
 
 __all__ = ["add_arguments", "run", "selection_record"]
 

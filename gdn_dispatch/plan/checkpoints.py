@@ -60,6 +60,10 @@ def plan_checkpoints(
             raise InvalidPlanError(
                 name, f"{len(lists)} lists", f"{seq_lens.size}, one per sequence"
             )
+        for row, values in enumerate(lists):
+            if not hasattr(values, "__len__"):
+                got = f"{type(values).__name__} {values!r}"
+                raise InvalidPlanError(f"{name}[{row}]", got, "a list of ints, mostly empty")
 
     rows: list[int] = []
     parts: list[Int32Array] = []

@@ -463,21 +463,8 @@ def tensors_of(arguments):
     }
 
 
-NOT_YET = {
-    "plan_with_checkpoints:_checkpoint_offsets_is_of_numbers,_not_lists",
-    "use_backend:_backend_is_b'torch'",
-    "explain:_op_is_['gdn_attention']",
-    "explain:_features_is_5",
-}
-"""Refused by Python, with a TypeError that names no argument."""
-
-
-def marks(one):
-    return [pytest.mark.xfail(raises=TypeError, strict=True)] if str(one) in NOT_YET else []
-
-
 EVERY = [
-    pytest.param(one, function, id=f"{function.__name__}-{one}", marks=marks(one))
+    pytest.param(one, function, id=f"{function.__name__}-{one}")
     for one in MISTAKES
     for function in FUNCTIONS[one.call]
 ]

@@ -21,7 +21,7 @@ from gdn_dispatch.cli import (
 )
 from gdn_dispatch.cli.bench import Case, Check, Prepared
 from gdn_dispatch.cli.cases import CASES
-from gdn_dispatch.dispatch import active_registry
+from gdn_dispatch.selection.dispatch import active_registry
 
 EQUAL = Check(True, "equal")
 

@@ -9,12 +9,12 @@ from importlib import metadata
 import pytest
 import torch
 
-from gdn_dispatch import dispatch
 from gdn_dispatch.cli import doctor, main
 from gdn_dispatch.config import BACKEND_VARIABLE, DISABLE_VARIABLE, read
-from gdn_dispatch.discovery import GROUP
 from gdn_dispatch.hookspecs import hookimpl
-from gdn_dispatch.manager import load
+from gdn_dispatch.plugins.discovery import GROUP
+from gdn_dispatch.plugins.manager import load
+from gdn_dispatch.selection import dispatch
 from gdn_dispatch.torch_backend import plugin as torch_plugin
 from tests.dispatch.loopback import Loopback, info, loopback
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 
 import gdn_dispatch
-from gdn_dispatch import report
 from gdn_dispatch.cli import COMMANDS, MissingExtraError, main, require
+from gdn_dispatch.selection import report
 
 
 def test_the_trace_is_that_of_the_library(capsys):

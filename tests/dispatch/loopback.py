@@ -7,7 +7,7 @@ from typing import Any
 
 from gdn_dispatch.capability import CallFacts, Capability, Feature
 from gdn_dispatch.hookspecs import hookimpl
-from gdn_dispatch.selection import Candidate
+from gdn_dispatch.selection.resolver import Candidate
 from gdn_dispatch.types import Available, BackendInfo, GDNOutput, Unavailable
 
 EVERYTHING = Capability(features=frozenset(Feature))

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from gdn_dispatch import discovery
 from gdn_dispatch.config import Config
-from gdn_dispatch.discovery import GROUP
-from gdn_dispatch.manager import load
-from gdn_dispatch.registry import FailedPlugin, LoadedPlugin, Registry
+from gdn_dispatch.plugins import discovery
+from gdn_dispatch.plugins.discovery import GROUP
+from gdn_dispatch.plugins.manager import load
+from gdn_dispatch.plugins.registry import FailedPlugin, LoadedPlugin, Registry
 from gdn_dispatch.types import Available, Unavailable
 from tests.dispatch.loopback import loopback
 

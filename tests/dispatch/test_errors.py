@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gdn_dispatch import dispatch, errors, report
+from gdn_dispatch import errors
 from gdn_dispatch.capability import Capability, Feature
 from gdn_dispatch.config import Config, read
-from gdn_dispatch.discovery import GROUP
-from gdn_dispatch.dispatch import bind, explain, use_backend
-from gdn_dispatch.manager import load
+from gdn_dispatch.plugins.discovery import GROUP
+from gdn_dispatch.plugins.manager import load
+from gdn_dispatch.selection import dispatch, report
+from gdn_dispatch.selection.dispatch import bind, explain, use_backend
 from gdn_dispatch.types import Available, ProviderInfo, Unavailable
 from tests.dispatch.loopback import EVERYTHING, call, loopback
 

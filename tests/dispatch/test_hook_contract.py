@@ -4,10 +4,11 @@ import inspect
 
 import pytest
 
-from gdn_dispatch import hookspecs, inspection
+from gdn_dispatch import hookspecs
 from gdn_dispatch.errors import BackendContractError
 from gdn_dispatch.hookspecs import hookimpl
-from gdn_dispatch.registry import Registry
+from gdn_dispatch.plugins import inspection
+from gdn_dispatch.plugins.registry import Registry
 from gdn_dispatch.types import HOOK_API_VERSION, Available, GDNOutput
 from tests.dispatch.loopback import Loopback, info, loopback
 

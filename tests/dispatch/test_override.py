@@ -6,10 +6,8 @@ import threading
 
 import pytest
 
-from gdn_dispatch import dispatch
 from gdn_dispatch.capability import Feature
 from gdn_dispatch.config import Config
-from gdn_dispatch.dispatch import bind, current_backend, explain, lookup, use_backend
 from gdn_dispatch.errors import (
     BackendNotInstalledError,
     BackendUnavailableError,
@@ -18,7 +16,9 @@ from gdn_dispatch.errors import (
     UnsupportedRequestError,
 )
 from gdn_dispatch.hookspecs import hookimpl
-from gdn_dispatch.registry import Registry
+from gdn_dispatch.plugins.registry import Registry
+from gdn_dispatch.selection import dispatch
+from gdn_dispatch.selection.dispatch import bind, current_backend, explain, lookup, use_backend
 from gdn_dispatch.types import GDNOutput, Unavailable
 from tests.dispatch.loopback import call, loopback
 

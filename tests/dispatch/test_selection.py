@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from gdn_dispatch.capability import Capability, Feature
-from gdn_dispatch.selection import (
+from gdn_dispatch.selection.resolver import (
     FROM_ARGUMENT,
     HOOK_OF_OP,
     OFFICIAL,

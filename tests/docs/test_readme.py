@@ -51,5 +51,7 @@ def test_numbers_are_those_of_the_committed_results():
 
 
 def test_files_named_in_links_exist():
-    for target in re.findall(r"\]\(([^)#]+)\)", README) + re.findall(r'src(?:set)?="([^"]+)"', README):
+    links = re.findall(r"\]\(([^)#]+)\)", README)
+    pictures = re.findall(r'src(?:set)?="([^"]+)"', README)
+    for target in links + pictures:
         assert (ROOT / target).exists(), target

@@ -19,7 +19,7 @@ from gdn_dispatch import (
     dispatch,
 )
 from gdn_dispatch.config import Config
-from gdn_dispatch.integrations import IntegrationError
+from gdn_dispatch.errors import IntegrationError
 from gdn_dispatch.integrations import transformers as gdn
 from gdn_dispatch.integrations.transformers import discovery, rebinding
 from tests.integrations.transformers_models import counted, gdn_layers, make_model, tokens

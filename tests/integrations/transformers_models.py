@@ -15,7 +15,7 @@ pytest.importorskip("transformers", minversion="5.15")
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from gdn_dispatch import hookimpl
-from gdn_dispatch.dispatch import active_registry
+from gdn_dispatch.selection.dispatch import active_registry
 
 _COMMON = {
     "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 4, "intermediate_size": 32,

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from gdn_dispatch import api
+from gdn_dispatch.calls.validation import describe
 from gdn_dispatch.errors import InvalidArgumentError, MetadataError
 from gdn_dispatch.integrations.transformers import convolution
 from gdn_dispatch.integrations.transformers.discovery import CONVOLUTIONS, RULES
-from gdn_dispatch.validation import describe
 
 __all__ = ["replacements"]
 

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from gdn_dispatch.calls.validation import describe
 from gdn_dispatch.errors import InvalidArgumentError, MetadataError
 from gdn_dispatch.meta import ChunkMeta
-from gdn_dispatch.validation import describe
 
 __all__ = ["causal_conv", "update"]
 

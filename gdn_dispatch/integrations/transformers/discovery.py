@@ -19,7 +19,7 @@ from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
-from gdn_dispatch.integrations import IntegrationError
+from gdn_dispatch.errors import IntegrationError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -9,9 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gdn_dispatch.dispatch import active_registry, explain, use_backend
-from gdn_dispatch.errors import InvalidArgumentError
-from gdn_dispatch.integrations import IntegrationError
+from gdn_dispatch.errors import IntegrationError, InvalidArgumentError
 from gdn_dispatch.integrations.transformers.discovery import find_layers
 from gdn_dispatch.integrations.transformers.rebinding import (
     adapted_forward,
@@ -19,7 +17,8 @@ from gdn_dispatch.integrations.transformers.rebinding import (
     original_class,
 )
 from gdn_dispatch.integrations.transformers.registration import switched_off
-from gdn_dispatch.refusal import refusal
+from gdn_dispatch.selection.dispatch import active_registry, explain, use_backend
+from gdn_dispatch.selection.refusal import refusal
 
 __all__ = ["eject", "inject"]
 

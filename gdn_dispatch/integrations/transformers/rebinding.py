@@ -12,7 +12,7 @@ from functools import cache
 from types import CellType, FunctionType
 from typing import Any
 
-from gdn_dispatch.integrations import IntegrationError
+from gdn_dispatch.errors import IntegrationError
 from gdn_dispatch.integrations.transformers.adapters import replacements
 from gdn_dispatch.integrations.transformers.discovery import calls_the_rules, innermost
 

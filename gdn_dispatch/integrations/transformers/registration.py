@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gdn_dispatch.config import DISABLE_VARIABLE
-from gdn_dispatch.dispatch import active_config
-from gdn_dispatch.integrations import IntegrationError
+from gdn_dispatch.errors import IntegrationError
 from gdn_dispatch.integrations.transformers.discovery import (
     LayerClass,
     find_layers,
@@ -19,6 +18,7 @@ from gdn_dispatch.integrations.transformers.discovery import (
     transformers_version,
 )
 from gdn_dispatch.integrations.transformers.rebinding import adapted_class
+from gdn_dispatch.selection.dispatch import active_config
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -22,14 +22,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from gdn_dispatch.choice import effective_choice, override, parse_choice
 from gdn_dispatch.config import Config, read
 from gdn_dispatch.errors import BackendContractError, ConfigurationError
-from gdn_dispatch.facts import call_facts
-from gdn_dispatch.manager import load
-from gdn_dispatch.refusal import refusal
-from gdn_dispatch.registry import Registry
-from gdn_dispatch.selection import FROM_USE_BACKEND, HOOK_OF_OP, Selection, resolve
+from gdn_dispatch.plugins.manager import load
+from gdn_dispatch.plugins.registry import Registry
+from gdn_dispatch.selection.choice import effective_choice, override, parse_choice
+from gdn_dispatch.selection.facts import call_facts
+from gdn_dispatch.selection.refusal import refusal
+from gdn_dispatch.selection.resolver import FROM_USE_BACKEND, HOOK_OF_OP, Selection, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     import torch
 
     from gdn_dispatch.capability import CallFacts, Feature
-    from gdn_dispatch.choice import Override
-    from gdn_dispatch.registry import BackendStatus
+    from gdn_dispatch.plugins.registry import BackendStatus
+    from gdn_dispatch.selection.choice import Override
     from gdn_dispatch.types import BackendInfo
 
 __all__ = [

@@ -13,10 +13,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from gdn_dispatch.config import DISABLE_VARIABLE, Config, is_name
-from gdn_dispatch.discovery import Origin, installed_entry_points, origin_of
 from gdn_dispatch.errors import BackendContractError, ConfigurationError
-from gdn_dispatch.probing import PROBE_TIMEOUT_S
-from gdn_dispatch.registry import BackendStatus, FailedPlugin, LoadedPlugin, Registry
+from gdn_dispatch.plugins.discovery import Origin, installed_entry_points, origin_of
+from gdn_dispatch.plugins.probing import PROBE_TIMEOUT_S
+from gdn_dispatch.plugins.registry import BackendStatus, FailedPlugin, LoadedPlugin, Registry
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

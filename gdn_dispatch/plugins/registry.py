@@ -15,11 +15,11 @@ import pluggy
 
 from gdn_dispatch import hookspecs
 from gdn_dispatch.config import DISABLE_VARIABLE
-from gdn_dispatch.discovery import Origin
 from gdn_dispatch.errors import BackendContractError, GDNDispatchError
-from gdn_dispatch.inspection import Description, describe, implementations, problems
-from gdn_dispatch.probing import ask
-from gdn_dispatch.selection import OFFICIAL, Candidate, install_hint
+from gdn_dispatch.plugins.discovery import Origin
+from gdn_dispatch.plugins.inspection import Description, describe, implementations, problems
+from gdn_dispatch.plugins.probing import ask
+from gdn_dispatch.selection.resolver import OFFICIAL, Candidate, install_hint
 from gdn_dispatch.types import Available, BackendInfo, Unavailable
 
 if TYPE_CHECKING:

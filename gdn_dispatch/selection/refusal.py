@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from gdn_dispatch import report
 from gdn_dispatch.errors import (
     BackendNotInstalledError,
     BackendUnavailableError,
     UnsupportedRequestError,
 )
+from gdn_dispatch.selection import report
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import torch
 
-    from gdn_dispatch.registry import Registry
-    from gdn_dispatch.selection import Selection
+    from gdn_dispatch.plugins.registry import Registry
+    from gdn_dispatch.selection.resolver import Selection
 
     Refusal = BackendNotInstalledError | BackendUnavailableError | UnsupportedRequestError
 

@@ -7,16 +7,9 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 
-from gdn_dispatch.capability import CallFacts, Feature
-from gdn_dispatch.dispatch import Bound, bind, lookup
-from gdn_dispatch.errors import BackendContractError, MetadataError
-from gdn_dispatch.layer_validation import check_meta
-from gdn_dispatch.meta import ChunkMeta
-from gdn_dispatch.meta_call import check_owner, host_data, run_build_chunk_meta
-from gdn_dispatch.plan.arrays import int32_array
-from gdn_dispatch.plan.batch import plan_batch
-from gdn_dispatch.types import GDNOutput, RuleRequest
-from gdn_dispatch.validation import (
+from gdn_dispatch.calls.layer_validation import check_meta
+from gdn_dispatch.calls.metadata import check_owner, host_data, run_build_chunk_meta
+from gdn_dispatch.calls.validation import (
     INTEGERS,
     RuleShape,
     check_dtype,
@@ -28,6 +21,13 @@ from gdn_dispatch.validation import (
     check_tensor,
     refuse,
 )
+from gdn_dispatch.capability import CallFacts, Feature
+from gdn_dispatch.errors import BackendContractError, MetadataError
+from gdn_dispatch.meta import ChunkMeta
+from gdn_dispatch.plan.arrays import int32_array
+from gdn_dispatch.plan.batch import plan_batch
+from gdn_dispatch.selection.dispatch import Bound, bind, lookup
+from gdn_dispatch.types import GDNOutput, RuleRequest
 
 __all__ = ["dtype_name", "refuse_result", "run_rule"]
 

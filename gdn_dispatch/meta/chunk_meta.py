@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from gdn_dispatch.errors import MetadataError
-from gdn_dispatch.handles import make_handle, remember
-from gdn_dispatch.meta_parts import ChunkTable, MetaSpec, SequenceGroup, empty_prefill, views
+from gdn_dispatch.meta.handles import make_handle, remember
+from gdn_dispatch.meta.parts import ChunkTable, MetaSpec, SequenceGroup, empty_prefill, views
 from gdn_dispatch.plan.batch import BatchPlan
 from gdn_dispatch.plan.chunks import chunk_indices
 from gdn_dispatch.plan.groups import Groups, HostGroup, split
@@ -73,7 +73,7 @@ class ChunkMeta(_Referable):
         num_accepted_tokens: ``[N]`` or None.
         checkpoint_sequences, checkpoint_offsets, checkpoint_slots: ``[n]`` each, or None. Row
             numbers of the step, as in ``plan.checkpoints``.
-        handle: Stands for this object in compiled graphs; see ``gdn_dispatch.handles``.
+        handle: Stands for this object in compiled graphs; see ``gdn_dispatch.meta.handles``.
     """
 
     backend: str

@@ -9,7 +9,7 @@ import torch
 from gdn_dispatch.capability import CallFacts, Feature
 from gdn_dispatch.config import is_name
 from gdn_dispatch.errors import InvalidArgumentError
-from gdn_dispatch.selection import HOOK_OF_OP
+from gdn_dispatch.selection.resolver import HOOK_OF_OP
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -39,17 +39,22 @@ def call_facts(
     Raises:
         InvalidArgumentError: One of them makes no sense; it names the argument.
     """
-    if op not in HOOK_OF_OP:
+    if not isinstance(op, str) or op not in HOOK_OF_OP:
         raise InvalidArgumentError("op", repr(op), f"one of {', '.join(HOOK_OF_OP)}")
     for name, size in sizes.items():
         if not isinstance(size, int) or isinstance(size, bool) or size < 0:
             raise InvalidArgumentError(name, repr(size), "an integer, 0 where it plays no part")
+    try:
+        wanted = frozenset(map(_feature, features))
+    except TypeError:
+        known = "a list of features or their names"
+        raise InvalidArgumentError("features", repr(features), known) from None
     return CallFacts(
         op=op,
         device_type=_device_type(device),
         dtype=_dtype_name("dtype", dtype),
         state_dtype=_dtype_name("state_dtype", state_dtype),
-        features=frozenset(map(_feature, features)),
+        features=wanted,
         **sizes,
     )
 

@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from gdn_dispatch.capability import CallFacts, Feature
-from gdn_dispatch.dispatch import bind, lookup
-from gdn_dispatch.layer_validation import (
+from gdn_dispatch.calls.layer_validation import (
     check_activation,
     check_conv_lines,
     check_layer,
@@ -16,10 +14,12 @@ from gdn_dispatch.layer_validation import (
     check_out,
     check_slots,
 )
-from gdn_dispatch.meta_call import check_owner
-from gdn_dispatch.rule_call import dtype_name, refuse_result
+from gdn_dispatch.calls.metadata import check_owner
+from gdn_dispatch.calls.rule import dtype_name, refuse_result
+from gdn_dispatch.calls.validation import check_flags, check_scale, describe, refuse
+from gdn_dispatch.capability import CallFacts, Feature
+from gdn_dispatch.selection.dispatch import bind, lookup
 from gdn_dispatch.types import GDNOutput, GDNRequest
-from gdn_dispatch.validation import check_flags, check_scale, describe, refuse
 
 __all__ = ["run_layer_call"]
 

@@ -10,15 +10,15 @@ import difflib
 from typing import TYPE_CHECKING, Any
 
 from gdn_dispatch.config import BACKEND_VARIABLE, DISABLE_VARIABLE
-from gdn_dispatch.selection import AUTOMATIC, OFFICIAL, install_hint
+from gdn_dispatch.selection.resolver import AUTOMATIC, OFFICIAL, install_hint
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Sequence
 
     from gdn_dispatch.capability import CallFacts
     from gdn_dispatch.config import Config
-    from gdn_dispatch.registry import BackendStatus
-    from gdn_dispatch.selection import Choice, Selection
+    from gdn_dispatch.plugins.registry import BackendStatus
+    from gdn_dispatch.selection.resolver import Choice, Selection
 
 __all__ = [
     "backends_text",

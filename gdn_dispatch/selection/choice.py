@@ -7,7 +7,12 @@ from typing import TYPE_CHECKING
 
 from gdn_dispatch.config import split_backend
 from gdn_dispatch.errors import InvalidArgumentError
-from gdn_dispatch.selection import FROM_ARGUMENT, FROM_ENVIRONMENT, FROM_USE_BACKEND, Choice
+from gdn_dispatch.selection.resolver import (
+    FROM_ARGUMENT,
+    FROM_ENVIRONMENT,
+    FROM_USE_BACKEND,
+    Choice,
+)
 
 if TYPE_CHECKING:
     from gdn_dispatch.config import Config
@@ -40,7 +45,7 @@ def parse_choice(value: str, source: str) -> Choice:
     """``name`` or ``name/provider``; ``InvalidArgumentError`` for anything else."""
     try:
         name, provider = split_backend(value)
-    except (AttributeError, ValueError):
+    except (AttributeError, TypeError, ValueError):
         expected = "a backend's name, or name/provider, such as 'cuda' or 'cuda/triton'"
         raise InvalidArgumentError("backend", repr(value), expected) from None
     return Choice(name, provider, source)

@@ -6,13 +6,13 @@ from typing import Any
 
 import torch
 
+from gdn_dispatch.calls.validation import INTEGERS, check_device, check_dtype, describe, refuse
 from gdn_dispatch.capability import CallFacts, Feature
-from gdn_dispatch.dispatch import Bound, bind, lookup
 from gdn_dispatch.errors import BackendContractError, InvalidPlanError, MetadataError
 from gdn_dispatch.meta import ChunkMeta, MetaSpec, build
 from gdn_dispatch.plan.batch import BatchPlan
+from gdn_dispatch.selection.dispatch import Bound, bind, lookup
 from gdn_dispatch.types import MetaRequest
-from gdn_dispatch.validation import INTEGERS, check_device, check_dtype, describe, refuse
 
 __all__ = ["check_owner", "host_data", "run_build_chunk_meta"]
 

@@ -6,9 +6,7 @@ from typing import Any
 
 import torch
 
-from gdn_dispatch.errors import InvalidArgumentError, MetadataError
-from gdn_dispatch.meta import ChunkMeta
-from gdn_dispatch.validation import (
+from gdn_dispatch.calls.validation import (
     FLOATING,
     LayerShape,
     check_device,
@@ -20,6 +18,8 @@ from gdn_dispatch.validation import (
     describe,
     refuse,
 )
+from gdn_dispatch.errors import InvalidArgumentError, MetadataError
+from gdn_dispatch.meta import ChunkMeta
 
 __all__ = ["check_activation", "check_layer", "check_meta"]
 

@@ -1,0 +1,1 @@
+"""A public call from its arguments to the backend's function: validated, bound, sent."""

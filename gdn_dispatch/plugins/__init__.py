@@ -1,0 +1,1 @@
+"""Backends as plugins: found by entry point, inspected, loaded guarded, probed, registered."""
