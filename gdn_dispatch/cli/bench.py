@@ -253,8 +253,6 @@ def header(shape: str) -> dict[str, Any]:
         "commit": _commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
         **environment(),
-        # without the kernel's release, which may carry a site's own name
-        "platform": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
         "threads": torch.get_num_threads(),
         "shape": shape,

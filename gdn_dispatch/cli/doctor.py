@@ -133,7 +133,8 @@ def environment() -> dict[str, str]:
         "torch": torch.__version__,
         "numpy": np.__version__,
         "pluggy": pluggy.__version__,
-        "platform": platform.platform(),
+        # without the kernel's release, which may carry a site's own name
+        "platform": f"{platform.system()} {platform.machine()}",
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "accelerator": _accelerator() or "none",
     }
