@@ -54,22 +54,27 @@ def run_layer_call(
                 state_v_first=state_v_first,
                 gqa_interleaved_layout=gqa_interleaved_layout,
             )
-    shape = check_layer(
+    T, sizes = check_layer(
         mixed_qkv, a, b, conv_state, ssm_state, conv_weight, conv_bias, A_log, dt_bias,
         state_v_first, projected_states_qkvz, projected_states_ba, z,
     )  # fmt: skip
+    H, HV, K, V, W = sizes
     raw = mixed_qkv is None
     if gqa_interleaved_layout and not raw:
         refuse("gqa_interleaved_layout", True, "False unless projected_states_qkvz is given")
     x = projected_states_qkvz if raw else mixed_qkv
     device = x.device
-    check_meta(meta, shape.T, device, serving=True)
-    check_conv_lines(meta, conv_state, shape.W)
-    check_slots(meta, conv_state, ssm_state)
-    activation = check_activation(activation)
-    scale = check_scale(scale, shape.K)
+    check_meta(meta, T, device, serving=True)
+    plan, spec = meta.plan, meta.speculative is not None
+    if spec:
+        check_conv_lines(meta, conv_state, W)
+    if plan.max_slot >= conv_state.shape[0] or plan.max_slot >= ssm_state.shape[0]:
+        check_slots(plan.max_slot, conv_state, ssm_state)
+    if activation != "silu":
+        activation = check_activation(activation)
+    scale = check_scale(scale, K)
     if out is not None:
-        check_out(out, shape, x.dtype, device)
+        check_out(out, (T, HV, V), x.dtype, device)
     if torch.is_grad_enabled():
         _refuse_grad(
             projected_states_qkvz=projected_states_qkvz, mixed_qkv=mixed_qkv, a=a, b=b,
@@ -77,10 +82,8 @@ def run_layer_call(
             A_log=A_log, dt_bias=dt_bias, out=out, conv_state=conv_state, ssm_state=ssm_state, z=z,
         )  # fmt: skip
 
-    spec, checkpoints = meta.speculative is not None, meta.plan.checkpoints is not None
-    key = (
-        device, x.dtype, ssm_state.dtype, shape[1:], state_v_first, raw, spec, checkpoints,
-    )  # fmt: skip
+    checkpoints = plan.checkpoints is not None
+    key = (device, x.dtype, ssm_state.dtype, sizes, state_v_first, raw, spec, checkpoints)
     bound = lookup(key, backend)
     if bound is None:
         wanted = {
@@ -95,11 +98,11 @@ def run_layer_call(
             device_type=device.type,
             dtype=dtype_name(x.dtype),
             state_dtype=dtype_name(ssm_state.dtype),
-            head_dim_k=shape.K,
-            head_dim_v=shape.V,
-            num_heads=shape.H,
-            num_v_heads=shape.HV,
-            conv_width=shape.W,
+            head_dim_k=K,
+            head_dim_v=V,
+            num_heads=H,
+            num_v_heads=HV,
+            conv_width=W,
             features=features,
         )
         bound = bind(
@@ -113,13 +116,14 @@ def run_layer_call(
             ],
             options=sorted(feature.name.lower() for feature in features),
         )
-    check_owner(meta, bound)
+    if meta.backend != bound.name:
+        check_owner(meta, bound)
     if out is None:
-        out = torch.empty((shape.T, shape.HV, shape.V), dtype=x.dtype, device=device)
+        out = torch.empty((T, HV, V), dtype=x.dtype, device=device)
     request = GDNRequest(
         mixed_qkv, a, b, projected_states_qkvz, projected_states_ba, z, gqa_interleaved_layout,
         meta, conv_state, ssm_state, conv_weight, conv_bias, A_log, dt_bias, activation, scale,
-        allow_neg_eigval, state_v_first, out, *shape[1:5], bound.provider,
+        allow_neg_eigval, state_v_first, out, H, HV, K, V, bound.provider,
     )  # fmt: skip
     result = bound.function(request)
     if type(result) is not GDNOutput:

@@ -8,7 +8,6 @@ import torch
 
 from gdn_dispatch.calls.validation import (
     FLOATING,
-    LayerShape,
     check_device,
     check_dtype,
     check_gate_parameters,
@@ -48,8 +47,8 @@ def check_layer(
     qkvz: Any,
     ba: Any,
     z: Any,
-) -> LayerShape:
-    """All tensors of the call but ``out``; returns the sizes, which come from the tensors alone."""
+) -> tuple[int, tuple[int, int, int, int, int]]:
+    """All tensors of the call but ``out``; returns T, and H, HV, K, V, W: all from the tensors."""
     check_tensor("ssm_state", ssm_state, 4, _STATE_LAYOUT[state_v_first])
     check_tensor("conv_state", conv_state, 3, "[slots, D, L]")
     check_tensor("conv_weight", conv_weight, 2, "[D, W]")
@@ -62,8 +61,9 @@ def check_layer(
         like = f"[slots, D={D}, L >= W-1={W - 1}]"
         refuse("conv_state", conv_state, like, "pass a view for other layouts")
 
-    check_writable("conv_state", conv_state)
-    check_writable("ssm_state", ssm_state)
+    if 0 in conv_state.stride() or 0 in ssm_state.stride():
+        check_writable("conv_state", conv_state)
+        check_writable("ssm_state", ssm_state)
 
     raw = not (qkvz is None and ba is None and z is None)
     if raw:
@@ -92,12 +92,13 @@ def check_layer(
             if value is not None:
                 check_device(name, value, device, "the call")
         check_device("ssm_state", ssm_state, device, "the call")
-    for name, value in (("conv_weight", conv_weight), ("conv_bias", conv_bias)):
-        if value is not None and value.dtype is not dtype and value.dtype is not torch.float32:
-            check_dtype(name, value, {dtype, torch.float32})
+    if conv_weight.dtype is not dtype and conv_weight.dtype is not torch.float32:
+        check_dtype("conv_weight", conv_weight, {dtype, torch.float32})
+    if conv_bias is not None:
+        check_dtype("conv_bias", conv_bias, {dtype, torch.float32})
     if ssm_state.dtype not in FLOATING:
         check_dtype("ssm_state", ssm_state, FLOATING)
-    return LayerShape(T, H, HV, K, V, W)
+    return T, (H, HV, K, V, W)
 
 
 _STATE_LAYOUT = {False: "[slots, HV, K, V]", True: "[slots, HV, V, K]"}
@@ -158,11 +159,13 @@ def _check_projections(
     return qkvz, T
 
 
-def check_out(out: Any, shape: LayerShape, dtype: torch.dtype, device: torch.device) -> None:
+def check_out(
+    out: Any, shape: tuple[int, int, int], dtype: torch.dtype, device: torch.device
+) -> None:
     """The caller's output tensor."""
     check_tensor("out", out, 3, "[T, HV, V]")
-    if out.shape != (shape.T, shape.HV, shape.V):
-        check_shape("out", out, (shape.T, shape.HV, shape.V), "[T, HV, V]")
+    if out.shape != shape:
+        check_shape("out", out, shape, "[T, HV, V]")
     if out.dtype is not dtype:
         check_dtype("out", out, (dtype,))
     if out.device != device:
@@ -220,11 +223,8 @@ def check_conv_lines(meta: ChunkMeta, conv_state: torch.Tensor, W: int) -> None:
         )
 
 
-def check_slots(meta: ChunkMeta, conv_state: torch.Tensor, ssm_state: torch.Tensor) -> None:
-    """Slots known on the host lie inside both pools."""
-    largest = meta.plan.max_slot
-    if largest < conv_state.shape[0] and largest < ssm_state.shape[0]:
-        return
+def check_slots(largest: int, conv_state: torch.Tensor, ssm_state: torch.Tensor) -> None:
+    """Slots known on the host, up to ``largest``, lie inside both pools."""
     for name, pool in (("conv_state", conv_state), ("ssm_state", ssm_state)):
         if largest >= pool.shape[0]:
             raise InvalidArgumentError(

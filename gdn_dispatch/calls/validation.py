@@ -14,7 +14,7 @@ import torch
 
 from gdn_dispatch.errors import InvalidArgumentError
 
-__all__ = ["LayerShape", "RuleShape", "check_flags", "check_rule", "check_scale", "check_tensor"]
+__all__ = ["RuleShape", "check_flags", "check_rule", "check_scale", "check_tensor"]
 
 FLOATING = frozenset((torch.float32, torch.bfloat16, torch.float16, torch.float64))
 INTEGERS = frozenset((torch.int32, torch.int64))
@@ -29,17 +29,6 @@ class RuleShape(NamedTuple):
     K: int
     HV: int
     V: int
-
-
-class LayerShape(NamedTuple):
-    """Sizes of a layer call."""
-
-    T: int
-    H: int
-    HV: int
-    K: int
-    V: int
-    W: int
 
 
 def describe(value: object) -> str:

@@ -206,11 +206,8 @@ class _Kernels:
             [[row.start, row.read or 0, row.write] for row in rows], device=x.device
         ).t()
         tokens, reads, writes = index.unbind(0)
-        history = pool.index_select(0, reads)
-        for i, row in enumerate(rows):
-            if row.read is None:
-                history[i].zero_()
-        pool.index_copy_(0, writes, convolve_single_tokens(x, conv, tokens, history, self.weights))
+        from_zero = [i for i, row in enumerate(rows) if row.read is None]
+        convolve_single_tokens(x, conv, tokens, pool, reads, writes, from_zero, self.weights)
 
     def _conv_speculative(self, x: torch.Tensor, conv: torch.Tensor) -> None:
         columns = self.history_columns

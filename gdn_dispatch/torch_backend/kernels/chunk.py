@@ -27,7 +27,6 @@ from gdn_dispatch.torch_backend.kernels.gates import (
     GATE_BLOCK_ELEMENTS,
     split_cumulative_decay,
 )
-from gdn_dispatch.torch_backend.kernels.gemm import fast_fp32_products
 from gdn_dispatch.torch_backend.kernels.inverse import unit_lower_inverse
 from gdn_dispatch.torch_backend.kernels.workspace import UNIT, Workspace, workspace_for
 
@@ -71,11 +70,10 @@ def run_chunks(heads: Heads, jobs: Sequence[SequenceJob], out: torch.Tensor) -> 
         gates = _prepare_gates(heads, block, H)
         for first in range(0, len(block), UNIT):
             unit = block[first : first + UNIT]
-            with fast_fp32_products(out.device.type):
-                _load(w, heads, unit)
-                _without_state(w, gates, first, len(unit), heads)
-                for i, chunk in enumerate(unit):
-                    _with_state(w, gates, first + i, i, chunk)
+            _load(w, heads, unit)
+            _without_state(w, gates, first, len(unit), heads)
+            for i, chunk in enumerate(unit):
+                _with_state(w, gates, first + i, i, chunk)
             _store(w, unit, out)
 
 
@@ -196,9 +194,10 @@ def _without_state(w: Workspace, gates: _Gates, first: int, n: int, heads: Heads
     system.mul_(gates.beta[span].view(n, H, r, C, 1)).mul_(w.strictly_lower)
     inverse = unit_lower_inverse(system.view(n * HV, C, C), w.inverse)
 
-    solve = w.solve.flatten(0, 1)[: n * HV]
     # Not in place: a NaN times the upper triangle's zeros would stay in the buffer for ever.
-    scaled = torch.mul(inverse, gates.beta[span].view(n * HV, 1, C), out=solve[:, :C])
+    scaled = torch.mul(inverse, gates.beta[span].view(n * HV, 1, C), out=w.scaled[: n * HV])
+    solve = w.solve.flatten(0, 1)[: n * HV]
+    solve[:, :C].copy_(scaled)
     solve[:, C:].copy_(torch.bmm(attention.view(n * HV, C, C), scaled))
 
 
@@ -223,12 +222,18 @@ def _with_state(w: Workspace, gates: _Gates, j: int, i: int, chunk: _Chunk) -> N
         w.state_by_value_head.copy_(job.read.view(w.state_by_value_head.shape))
     if starts_from_zero:
         w.residual_by_head.copy_(w.chunk_values[i])
+        torch.bmm(w.chunk_solve[i], w.residual, out=w.solved)
     else:
-        torch.bmm(w.chunk_keys_queries[i], w.state_matrix, out=w.products)
-        torch.addcmul(
-            w.chunk_values[i], w.key_products, gates.from_start[j], value=-1, out=w.residual_by_head
-        )
-    torch.bmm(w.chunk_solve[i], w.residual, out=w.solved)
+        with w.dense_products:
+            torch.bmm(w.chunk_keys_queries[i], w.state_matrix, out=w.products)
+            torch.addcmul(
+                w.chunk_values[i],
+                w.key_products,
+                gates.from_start[j],
+                value=-1,
+                out=w.residual_by_head,
+            )
+            torch.bmm(w.chunk_solve[i], w.residual, out=w.solved)
     if starts_from_zero:
         w.chunk_output[i].copy_(w.intra_output)
     else:

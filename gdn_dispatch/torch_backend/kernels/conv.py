@@ -44,7 +44,8 @@ class ConvWeights:
     def __init__(
         self, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None
     ) -> None:
-        self.taps = weight.t().float().contiguous()
+        taps = torch.empty(weight.t().shape, dtype=torch.float32, device=weight.device)
+        self.taps = taps.copy_(weight.t())
         self.bias = None if bias is None else bias.float()
         self.width, self.channels = self.taps.shape
         self.silu = activation is not None
@@ -117,25 +118,30 @@ def convolve_single_tokens(
     out: torch.Tensor,
     tokens: torch.Tensor,
     history: torch.Tensor,
+    reads: torch.Tensor,
+    writes: torch.Tensor,
+    from_zero: Sequence[int],
     weights: ConvWeights,
-) -> torch.Tensor:
-    """One token for each of n sequences.
+) -> None:
+    """One token for each of n sequences, and their histories moved on by it.
+
+    Column by column: where an engine keeps channels innermost, a column is one run of memory.
 
     Args:
         x, out: ``[T, D]``. tokens: ``[n]`` rows of both.
-        history: ``[n, D, W-1]``.
+        history: ``[slots, D, W-1]``, any strides.
+        reads, writes: ``[n]`` slots to read from and to write to.
+        from_zero: Numbers below n of sequences that have no history yet.
         weights: The taps.
-
-    Returns:
-        The histories after the tokens, ``[n, D, W-1]``, in history's dtype.
     """
-    new = x.index_select(0, tokens)
-    rows = [column.float() for column in history.unbind(2)]
-    rows.append(new.float())
-    result = weights.apply(rows)
+    columns = [column.index_select(0, reads) for column in history.unbind(2)]
+    for column in columns:
+        for n in from_zero:
+            column[n].zero_()
+    columns.append(x.index_select(0, tokens))
+    result = weights.apply([column.float() for column in columns])
     if weights.silu:  # not F.silu, whose bits would depend on n: see ``gates``
         result.div_(result.neg().exp_().add_(1))
     out.index_copy_(0, tokens, result.to(out.dtype))
-    if not history.shape[2]:
-        return history
-    return torch.cat([history[:, :, 1:], new.unsqueeze(2)], dim=2)
+    for target, column in zip(history.unbind(2), columns[1:], strict=True):
+        target.index_copy_(0, writes, column)

@@ -4,20 +4,18 @@ torch sends batched fp32 products to MKL, which uses half of the vector width on
 Intel's. oneDNN's own fp32 kernel is up to 2.7 times faster there, and torch routes to it when the
 matmul precision is set to ``bf16``: a *permission* to lower precision, which oneDNN can only use
 where the CPU has matrix tiles (AMX). The permission is therefore given only on a CPU without tiles,
-only after a product under it was seen to keep fp32 accuracy, and only around our own products.
+only after a product under it was seen to keep fp32 accuracy, and only around our own products of
+dense matrices: for a transposed or strided one torch makes a copy first, which costs more.
 """
 
 from __future__ import annotations
 
 import threading
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 __all__ = ["fast_fp32_products"]
 
@@ -54,14 +52,14 @@ class _Permission:
 _permission = _Permission()
 
 
-@contextmanager
-def fast_fp32_products(device_type: str) -> Iterator[None]:
-    """Let torch use oneDNN's fp32 kernels for the products inside; restores the setting."""
+def fast_fp32_products(device_type: str) -> AbstractContextManager[None]:
+    """Let torch use oneDNN's fp32 kernels for the products inside; restores the setting.
+
+    What is returned may be entered any number of times, one after another.
+    """
     if device_type != "cpu" or not _permission_is_harmless():
-        yield
-        return
-    with _permission:
-        yield
+        return nullcontext()
+    return _permission
 
 
 @cache
