@@ -12,7 +12,7 @@ demo: .venv/installed
 	$(BIN)/gdn-dispatch demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -16,12 +16,12 @@ from gdn_dispatch import (
     GDNDispatchError,
     InvalidArgumentError,
     UnsupportedRequestError,
-    dispatch,
 )
 from gdn_dispatch.config import Config
 from gdn_dispatch.errors import IntegrationError
 from gdn_dispatch.integrations import transformers as gdn
 from gdn_dispatch.integrations.transformers import discovery, rebinding
+from gdn_dispatch.selection import dispatch
 from tests.integrations.transformers_models import counted, gdn_layers, make_model, tokens
 
 NAME = "Qwen3NextGatedDeltaNet"
