@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support.layer_inputs import LayerDims
 from tests.support.pools import PoolLayout
@@ -82,3 +84,13 @@ SETTINGS = {
 @pytest.mark.parametrize("seed", [1, 2])
 def test_setting(name, seed):
     run(SETTINGS[name], seed, steps=40)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    name=st.sampled_from(sorted(SETTINGS)),
+    seed=st.integers(0, 2**31),
+    steps=st.integers(1, 30),
+)
+def test_any_short_trace(name, seed, steps):
+    run(SETTINGS[name], seed, steps)
