@@ -19,7 +19,9 @@ def run(command):
 
 
 def shape_of(line):
-    """A line without what differs from run to run: numbers, versions, widths of columns."""
+    """A line without what differs from machine to machine: numbers, builds, column widths."""
+    line = re.sub(r"\+(cpu|cu\d+)|, \d+ threads?| \(triton from: triton\)", "", line)
+    line = re.sub(r"CPU capability \w+", "CPU capability", line)
     return re.sub(r"[\d.]+(e[-+]\d+)?", "0", re.sub(r"\s+", " ", line)).strip()
 
 

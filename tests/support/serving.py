@@ -20,6 +20,10 @@ from tests.support.pools import PoolLayout, Pools
 CHUNK = 32
 
 
+ORDINARY = 0.02
+"""Size below which an output of these inputs is the rest of a cancellation."""
+
+
 @dataclass(frozen=True)
 class Setting:
     """What stays the same over a trace.
@@ -355,7 +359,10 @@ class Trace:
         if not expected.numel():
             return True
         largest = (got.double() - expected.double()).abs().max()
-        return bool(largest <= self.setting.tolerance * expected.abs().max())
+        # Where q and k happen to be orthogonal the output is what is left of terms that cancel: as
+        # far off as they are, not as itself.
+        size = max(float(expected.abs().max()), ORDINARY)
+        return bool(largest <= self.setting.tolerance * size)
 
     def _check_output(
         self, rows: list[Row], output: torch.Tensor, gate: tuple[torch.Tensor, ...]
