@@ -26,6 +26,6 @@ def empty_result(
     size = math.prod(shape) * dtype.itemsize
     if size < _LARGE or device.type != "cpu":
         return torch.empty(shape, dtype=dtype, device=device)
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.__array_interface__["data"][0] % _ALIGNMENT
-    return torch.from_numpy(memory[start : start + size]).view(dtype).view(shape)
+    memory = torch.from_numpy(np.empty(size + _ALIGNMENT, np.uint8))
+    start = -memory.data_ptr() % _ALIGNMENT
+    return memory[start : start + size].view(dtype).view(shape)

@@ -154,9 +154,7 @@ def _prepare(rows: _Rows, heads: Heads) -> _Tokens:
     H, K = heads.k.shape[2:]
     HV, V = heads.v.shape[2:]
     r = HV // H
-    queries_keys = torch.empty(n, H, 2, K, dtype=torch.float32, device=heads.q.device)
-    queries_keys[:, :, 0].copy_(rows.gather(heads.k))
-    queries_keys[:, :, 1].copy_(rows.gather(heads.q))
+    queries_keys = torch.stack((rows.gather(heads.k), rows.gather(heads.q)), dim=2).float()
     if heads.l2norm:
         norm = torch.linalg.vector_norm(queries_keys, dim=-1, keepdim=True)
         queries_keys.mul_(norm.square_().add_(_L2_EPS).rsqrt_())
