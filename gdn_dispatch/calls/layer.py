@@ -47,13 +47,12 @@ def run_layer_call(
     gqa_interleaved_layout: Any,
 ) -> torch.Tensor:
     """See ``api.gdn_attention``."""
-    for flag in (allow_neg_eigval, state_v_first, gqa_interleaved_layout):
-        if flag is not True and flag is not False:
-            check_flags(
-                allow_neg_eigval=allow_neg_eigval,
-                state_v_first=state_v_first,
-                gqa_interleaved_layout=gqa_interleaved_layout,
-            )
+    if not (type(allow_neg_eigval) is type(state_v_first) is type(gqa_interleaved_layout) is bool):
+        check_flags(
+            allow_neg_eigval=allow_neg_eigval,
+            state_v_first=state_v_first,
+            gqa_interleaved_layout=gqa_interleaved_layout,
+        )
     T, sizes = check_layer(
         mixed_qkv, a, b, conv_state, ssm_state, conv_weight, conv_bias, A_log, dt_bias,
         state_v_first, projected_states_qkvz, projected_states_ba, z,
