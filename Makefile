@@ -29,7 +29,10 @@ parity: .venv-peers/installed
 
 # The rows of the README, written to benchmarks/results.
 bench: .venv/installed
-	$(BIN)/gdn-dispatch bench --output benchmarks/results/cpu.json --plot benchmarks/results/cpu
+	$(BIN)/gdn-dispatch bench --suite call --suite import --suite metadata --rounds 15 \
+		--output benchmarks/results/host.json
+	$(BIN)/gdn-dispatch bench --suite prefill --suite packed --suite decode \
+		--output benchmarks/results/cpu.json --plot benchmarks/results/cpu
 
 bench-metadata: .venv-peers/installed
 	$(PEERS)/python benchmarks/metadata.py --json benchmarks/results/metadata.json

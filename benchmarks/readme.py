@@ -53,13 +53,16 @@ def metadata_rows(report: dict[str, Any]) -> list[str]:
 
 def section() -> str:
     """The measured part of the README."""
-    backend = json.loads((RESULTS / "cpu.json").read_text(encoding="utf-8"))
-    metadata = json.loads((RESULTS / "metadata.json").read_text(encoding="utf-8"))
+    backend, host, metadata = (
+        json.loads((RESULTS / name).read_text(encoding="utf-8"))
+        for name in ("cpu.json", "host.json", "metadata.json")
+    )
     header = backend["header"]
     lines = [
         "| what | against | measured: median (quartiles) | budget | |",
         "|---|---|---|---|---|",
         *backend_rows(backend),
+        *backend_rows(host),
         *metadata_rows(metadata),
         "",
         f"{header['cpu']}, {header['threads']} threads, torch {header['torch']}, "
