@@ -15,6 +15,7 @@ __all__ = [
     "SHAPE",
     "WANTED",
     "H",
+    "Inputs",
     "K",
     "V",
     "layer_inputs",

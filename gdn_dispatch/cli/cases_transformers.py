@@ -17,6 +17,7 @@ from gdn_dispatch.cli.cases_inputs import (
     HV,
     WANTED,
     H,
+    Inputs,
     K,
     V,
     layer_inputs,
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["decode", "layer", "packed", "prefill"]
 
-Inputs = tuple[torch.Tensor, ...]
 Outputs = tuple[torch.Tensor, torch.Tensor]
 Run = Any
 """``run(inputs, state, lens) -> Outputs``; ``lens`` of the packed sequences, or None."""

@@ -1,11 +1,12 @@
 """Which library multiplies fp32 matrices on this CPU.
 
-torch sends batched fp32 products to MKL, which uses half of the vector width on CPUs that are not
-Intel's. oneDNN's own fp32 kernel is up to 2.7 times faster there, and torch routes to it when the
-matmul precision is set to ``bf16``: a *permission* to lower precision, which oneDNN can only use
-where the CPU has matrix tiles (AMX). The permission is therefore given only on a CPU without tiles,
-only after a product under it was seen to keep fp32 accuracy, and only around our own products of
-dense matrices: for a transposed or strided one torch makes a copy first, which costs more.
+torch sends batched fp32 products to MKL, which is not at its best on CPUs that are not Intel's.
+oneDNN's own fp32 kernel was a tenth faster for our largest product on the one CPU measured here,
+and torch routes to it when the matmul precision is set to ``bf16``: a *permission* to lower
+precision, which oneDNN can only use where the CPU has matrix tiles (AMX). The permission is
+therefore given only on a CPU without tiles, only after a product under it was seen to keep fp32
+accuracy, and only around our own products of dense matrices: for a transposed or strided one torch
+makes a copy first, which costs more.
 """
 
 from __future__ import annotations

@@ -30,7 +30,10 @@ if TYPE_CHECKING:
 __all__ = ["MAX_STEPS_BEFORE_CHUNKS", "StepJob", "run_steps"]
 
 MAX_STEPS_BEFORE_CHUNKS = 8
-"""Longest sequence for which steps beat one padded chunk (measured: a chunk costs about ten)."""
+"""Longest sequence that takes steps rather than a chunk of its own.
+
+On the safe side: where it was measured, steps still won at 12 tokens (1.8 ms against 2.2).
+"""
 
 _L2_EPS = 1e-6
 _TOKEN_BLOCK = 256
