@@ -234,11 +234,18 @@ def fused_recurrent_gated_delta_rule(
     *,
     meta: ChunkMeta | None = None,
     backend: str | None = None,
+    donate_initial_state: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The gated delta rule token by token, for decode: FLA's function, in FLA's order of arguments.
 
     As ``chunk_gated_delta_rule``, but: ``g`` None means no decay, ``beta`` None means one, and
     ``gk`` and ``gv`` (decay per key or value channel: another operator, KDA) are refused.
+
+    Args:
+        donate_initial_state: The caller needs ``initial_state`` no more, so its memory may be
+            used for the final state. Where a backend does that, the tensor returned is
+            ``initial_state``; where it cannot (another dtype, strides, gradients, a compiled
+            graph), the final state is new memory and ``initial_state`` keeps its values.
     """
     if gk is not None or gv is not None:
         name = "gk" if gk is not None else "gv"
@@ -248,12 +255,14 @@ def fused_recurrent_gated_delta_rule(
             g = v.new_zeros(v.shape[:3], dtype=torch.float32)
         if beta is None and not use_beta_sigmoid_in_kernel:
             beta = v.new_ones(v.shape[:3], dtype=torch.float32)
-    call = ops.gated_delta_rule if torch.compiler.is_compiling() else run_rule
-    return call(
+    arguments = (
         True, q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
         use_beta_sigmoid_in_kernel, allow_neg_eigval, state_v_first, cu_seqlens, cu_seqlens_cpu,
         use_gate_in_kernel, A_log, dt_bias, meta, backend,
     )  # fmt: skip
+    if torch.compiler.is_compiling():  # the compiler decides itself what memory to use again
+        return ops.gated_delta_rule(*arguments)
+    return run_rule(*arguments, donate_initial_state)
 
 
 def gdn_attention(

@@ -166,7 +166,7 @@ class RuleRequest:
         beta: ``[B, T, HV]``: write strength, or its logit with ``use_beta_sigmoid_in_kernel``.
         scale: Factor on the output.
         initial_state: ``[N, HV, K, V]`` (``[N, HV, V, K]`` with ``state_v_first``), or None for
-            zeros. Never written.
+            zeros. Not written, unless donated.
         output_final_state: Whether ``GDNOutput.final_state`` is wanted.
         use_qk_l2norm_in_kernel: Normalise q and k over K first (eps 1e-6 inside the root).
         use_beta_sigmoid_in_kernel: beta is a logit.
@@ -176,6 +176,8 @@ class RuleRequest:
         meta: Packed batch (B = 1), or None for a dense one: B sequences of T tokens.
         recurrent: True asks for the token-by-token form.
         provider: Kernel library asked for by name, or None: the backend's choice.
+        donate_initial_state: The final state may be written over ``initial_state`` and that very
+            tensor returned. A permission: a backend may ignore it.
     """
 
     q: torch.Tensor
@@ -195,6 +197,7 @@ class RuleRequest:
     meta: ChunkMeta | None
     recurrent: bool
     provider: str | None = None
+    donate_initial_state: bool = False
 
 
 @dataclass(slots=True)

@@ -55,6 +55,7 @@ def run_rule(
     dt_bias: Any,
     meta: Any,
     backend: Any,
+    donate_initial_state: Any = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """See ``api.chunk_gated_delta_rule``."""
     shape = check_rule(q, k, v, g, beta)
@@ -65,6 +66,7 @@ def run_rule(
         allow_neg_eigval,
         state_v_first,
         use_gate_in_kernel,
+        donate_initial_state,
     )
     for flag in flags:
         if flag is not True and flag is not False:
@@ -75,6 +77,7 @@ def run_rule(
                 allow_neg_eigval=allow_neg_eigval,
                 state_v_first=state_v_first,
                 use_gate_in_kernel=use_gate_in_kernel,
+                donate_initial_state=donate_initial_state,
             )
     if allow_neg_eigval and not use_beta_sigmoid_in_kernel:
         refuse(
@@ -145,7 +148,7 @@ def run_rule(
     request = RuleRequest(
         q, k, v, g, beta, scale, initial_state, output_final_state, use_qk_l2norm_in_kernel,
         use_beta_sigmoid_in_kernel, allow_neg_eigval, state_v_first, A_log, dt_bias, meta,
-        recurrent, bound.provider,
+        recurrent, bound.provider, donate_initial_state,
     )  # fmt: skip
     result = bound.function(request)
     if type(result) is not GDNOutput:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
@@ -71,8 +71,11 @@ def _fast(request: RuleRequest) -> GDNOutput:
     reads = None if state is None else state.transpose(2, 3) if request.state_v_first else state
     final = writes = None
     if request.output_final_state:
-        shape = (len(spans), HV, V, K) if request.state_v_first else (len(spans), HV, K, V)
-        final = empty_result(shape, torch.float32, v.device)
+        if request.donate_initial_state and _can_hold_final_state(state):
+            final = state
+        else:
+            shape = (len(spans), HV, V, K) if request.state_v_first else (len(spans), HV, K, V)
+            final = empty_result(shape, torch.float32, v.device)
         writes = final.transpose(2, 3) if request.state_v_first else final
 
     out = empty_result(v.shape, v.dtype, v.device)
@@ -83,12 +86,16 @@ def _fast(request: RuleRequest) -> GDNOutput:
         if length:
             jobs.append(SequenceJob(batch, start, length, read, write))
         elif write is not None:
-            write.zero_() if read is None else write.copy_(read)
+            write.zero_() if read is None else write.copy_(read)  # nothing, onto itself
     if request.meta is not None:
         out[:, request.meta.plan.num_tokens :].zero_()
     if jobs:
         run_jobs(_heads(request), jobs, out, recurrent=request.recurrent)
     return GDNOutput(out, final)
+
+
+def _can_hold_final_state(state: torch.Tensor | None) -> TypeGuard[torch.Tensor]:
+    return state is not None and state.dtype == torch.float32 and state.is_contiguous()
 
 
 def _heads(request: RuleRequest) -> Heads:

@@ -509,6 +509,12 @@ def test_unknown_keyword(call):
             function(**call(), surprise=1)
 
 
+@pytest.mark.parametrize("value", [1, None, torch.tensor(True)], ids=str)
+def test_donation_is_a_flag(value):
+    with pytest.raises(InvalidArgumentError, match="donate_initial_state"):
+        gdn_dispatch.fused_recurrent_gated_delta_rule(**good.rule(), donate_initial_state=value)
+
+
 @pytest.mark.parametrize("name", ["gk", "gv"])
 def test_decay_per_channel_is_refused(name):
     with pytest.raises(InvalidArgumentError, match=name):

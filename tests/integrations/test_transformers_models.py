@@ -70,6 +70,46 @@ def test_prefill_decode_and_continued_prefill(pair, steps):
         assert_close(found, expected)
 
 
+def states_of(cache):
+    """(layer of the cache, its recurrent state) for every Gated DeltaNet layer."""
+    layers = [layer for layer in cache.layers if hasattr(layer, "recurrent_states")]
+    return [(layer, layer.recurrent_states[0]) for layer in layers]
+
+
+@torch.no_grad()
+def test_decode_works_in_the_memory_of_the_cache(pair, monkeypatch):
+    _, ours = pair
+    cache = ours(tokens(2, 40), use_cache=True).past_key_values
+    written = []
+    for layer, _ in states_of(cache):
+        original = layer.update_recurrent_state
+        monkeypatch.setattr(
+            layer,
+            "update_recurrent_state",
+            lambda state, *a, _original=original, **k: (written.append(state), _original(state))[1],
+        )
+    ours(tokens(2, 1), past_key_values=cache, use_cache=True)
+    assert [id(state) for state in written] == [id(state) for _, state in states_of(cache)]
+
+
+@torch.no_grad()
+def test_state_that_its_cache_may_keep_is_not_overwritten(pair):
+    stock, ours = pair
+    caches = [model(tokens(2, 40), use_cache=True).past_key_values for model in (stock, ours)]
+    kept = []
+    for layer, state in states_of(caches[1]):
+        layer.recurrent_states[0] = state.clone()  # not marked as a buffer to be filled again
+        kept.append((layer.recurrent_states[0], state))
+        layer.update_recurrent_state = lambda state, *a, **k: state
+    found, expected = (
+        model(tokens(2, 1), past_key_values=cache, use_cache=True).logits
+        for model, cache in zip((ours, stock), reversed(caches), strict=True)
+    )
+    assert_close(found, expected)
+    assert kept
+    assert all(torch.equal(state, before) for state, before in kept)
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_prompts_shorter_than_the_convolution(pair, length):
     stock, ours = pair

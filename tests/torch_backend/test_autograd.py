@@ -136,7 +136,7 @@ def test_values_are_those_without_gradients(form):
     with torch.no_grad():
         without = run(form, tensors, LENGTHS, {})
     for a, b in zip(with_grad, without, strict=True):
-        assert relative_error(a.detach(), b) < 1e-6
+        assert relative_error(a.detach(), b) < 2e-6  # each is 1e-6 from the truth at most
 
 
 @forms

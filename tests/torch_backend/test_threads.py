@@ -1,16 +1,14 @@
-"""Calls from two threads at once: the same results, and nothing left behind."""
+"""Calls from two threads at once: the same results."""
 
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 
-import pytest
 import torch
 
 from gdn_dispatch import build_chunk_meta, gdn_attention, plan_batch
-from gdn_dispatch.torch_backend.kernels.gemm import fast_fp32_products
 from tests.support.layer_inputs import LayerDims, random_layer, random_tokens
 from tests.support.numbers import same_bits
-from tests.support.rule_calls import chunk, forms, run_packed
+from tests.support.rule_calls import forms, run_packed
 from tests.support.rule_inputs import Dims, random_inputs
 
 DIMS = LayerDims(H=2, HV=4, K=32, V=24, W=4)
@@ -60,29 +58,3 @@ def test_layer():
         return output, conv, ssm
 
     assert_alone_and_at_once_agree(call)
-
-
-@pytest.fixture
-def matmul():
-    """The process's setting, at a value that no kernel sets."""
-    settings = torch.backends.mkldnn.matmul
-    before, settings.fp32_precision = settings.fp32_precision, "ieee"
-    yield settings
-    settings.fp32_precision = before
-
-
-def test_matmul_precision_is_restored_by_the_last_to_leave(matmul):
-    first, second = fast_fp32_products("cpu"), fast_fp32_products("cpu")
-    first.__enter__()
-    inside = matmul.fp32_precision
-    second.__enter__()
-    first.__exit__(None, None, None)
-    assert matmul.fp32_precision == inside
-    second.__exit__(None, None, None)
-    assert matmul.fp32_precision == "ieee"
-
-
-def test_matmul_precision_is_restored_after_calls_at_once(matmul):
-    inputs = random_inputs(100, Dims(H=2, HV=4, K=32, V=24))
-    at_once(lambda _: run_packed(chunk, inputs, (100,)), range(4))
-    assert matmul.fp32_precision == "ieee"

@@ -57,7 +57,7 @@ def replacements(originals: Mapping[str, Any], backend: str | None) -> dict[str,
     chunk, recurrent = RULES
     ours: dict[str, Any] = {
         chunk: _adapt(api.chunk_gated_delta_rule, backend),
-        recurrent: _adapt(api.fused_recurrent_gated_delta_rule, backend),
+        recurrent: _adapt(_decode, backend),
     }
     conv, update = CONVOLUTIONS
     if conv in originals:
@@ -102,6 +102,34 @@ def _adapt(rule: Callable[..., _Result], backend: str | None) -> Callable[..., _
         )
 
     return adapted
+
+
+def _decode(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    initial_state: torch.Tensor | None,
+    **options: Any,
+) -> _Result:
+    """One more token, in the memory of the cache where that is what the cache would copy into."""
+    return api.fused_recurrent_gated_delta_rule(
+        query,
+        key,
+        value,
+        initial_state=initial_state,
+        donate_initial_state=_is_overwritten(initial_state),
+        **options,
+    )
+
+
+def _is_overwritten(state: torch.Tensor | None) -> bool:
+    """Whether the state lies in a buffer that its cache fills again and again.
+
+    Only such a cache tells torch that the buffer's address will not change. Any other may keep the
+    tensor it handed out, so that must not be written to.
+    """
+    return getattr(state, "_dynamo_static_input_type", None) is not None
 
 
 def _gate(gate: torch.Tensor, query: torch.Tensor) -> torch.Tensor:

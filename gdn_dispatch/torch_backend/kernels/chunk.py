@@ -222,18 +222,16 @@ def _with_state(w: Workspace, gates: _Gates, j: int, i: int, chunk: _Chunk) -> N
         w.state_by_value_head.copy_(job.read.view(w.state_by_value_head.shape))
     if starts_from_zero:
         w.residual_by_head.copy_(w.chunk_values[i])
-        torch.bmm(w.chunk_solve[i], w.residual, out=w.solved)
     else:
-        with w.dense_products:
-            torch.bmm(w.chunk_keys_queries[i], w.state_matrix, out=w.products)
-            torch.addcmul(
-                w.chunk_values[i],
-                w.key_products,
-                gates.from_start[j],
-                value=-1,
-                out=w.residual_by_head,
-            )
-            torch.bmm(w.chunk_solve[i], w.residual, out=w.solved)
+        torch.bmm(w.chunk_keys_queries[i], w.state_matrix, out=w.products)
+        torch.addcmul(
+            w.chunk_values[i],
+            w.key_products,
+            gates.from_start[j],
+            value=-1,
+            out=w.residual_by_head,
+        )
+    torch.bmm(w.chunk_solve[i], w.residual, out=w.solved)
     if starts_from_zero:
         w.chunk_output[i].copy_(w.intra_output)
     else:

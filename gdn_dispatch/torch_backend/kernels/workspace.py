@@ -12,7 +12,6 @@ import threading
 import torch
 
 from gdn_dispatch.torch_backend.capability import CHUNK
-from gdn_dispatch.torch_backend.kernels.gemm import fast_fp32_products
 from gdn_dispatch.torch_backend.kernels.inverse import InverseBuffers
 
 __all__ = ["UNIT", "Workspace", "workspace_for"]
@@ -35,8 +34,6 @@ class Workspace:
 
     def __init__(self, H: int, r: int, K: int, V: int, device: torch.device) -> None:
         C, HV = CHUNK, H * r
-
-        self.dense_products = fast_fp32_products(device.type)
 
         def empty(*shape: int) -> torch.Tensor:
             return torch.empty(shape, dtype=torch.float32, device=device)
