@@ -28,6 +28,7 @@ class Feature(str, Enum):
     AUTOGRAD = "gradients"
     BATCH_INVARIANT = "batch invariance"
     META_UPDATE = "metadata updated in place"
+    NO_HOST_READ = "no read of a device tensor on the host"
 
 
 @dataclass(frozen=True, slots=True)

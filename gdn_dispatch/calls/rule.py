@@ -25,7 +25,7 @@ from gdn_dispatch.capability import CallFacts, Feature
 from gdn_dispatch.errors import BackendContractError, MetadataError
 from gdn_dispatch.meta import ChunkMeta
 from gdn_dispatch.plan.arrays import int32_array
-from gdn_dispatch.plan.batch import plan_batch
+from gdn_dispatch.plan.batch import check_starts, plan_batch
 from gdn_dispatch.selection.dispatch import Bound, bind, lookup
 from gdn_dispatch.types import GDNOutput, RuleRequest
 
@@ -227,6 +227,11 @@ def _rule_meta(
                 "the host's copy of cu_seqlens, or meta",
                 hint="nothing reads a device tensor on the host",
             )
+        name = "cu_seqlens_cpu" if cu_seqlens is None else "cu_seqlens"
+        lengths = int32_array(name, lengths)
+        check_starts(name, lengths)
+        if lengths[-1] > shape.T:
+            refuse(name, f"sequences that end at token {lengths[-1]}", f"at most T = {shape.T}")
         plan = plan_batch(lengths, total_tokens=shape.T)
         return run_build_chunk_meta(plan, device, None, None, None, None, None, _name(bound))
     check_meta(meta, shape.T, device, serving=False)

@@ -22,6 +22,7 @@ from gdn_dispatch import __version__, api
 from gdn_dispatch.cli.explain import selection_record
 from gdn_dispatch.config import BACKEND_VARIABLE, DISABLE_VARIABLE
 from gdn_dispatch.errors import GDNDispatchError
+from gdn_dispatch.plugins.inspection import in_one_line
 from gdn_dispatch.plugins.registry import FailedPlugin
 from gdn_dispatch.selection.dispatch import active_config, active_registry, explain
 from gdn_dispatch.selection.report import backends_text, configuration_text
@@ -147,7 +148,7 @@ def conflicts() -> tuple[list[str], list[str]]:
         providers = sorted(set(metadata.packages_distributions().get("triton", ())))
     except Exception as error:  # noqa: BLE001 - another project's metadata may be unreadable
         providers = []
-        found.append(f"installed packages cannot be listed: {type(error).__name__}: {error}")
+        found.append(f"installed packages cannot be listed: {in_one_line(error)}")
     if len(providers) > 1:
         found.append(
             f"{' and '.join(providers)} all install the package triton and overwrite each other; "
@@ -173,8 +174,7 @@ def smoke_run(name: str, device: str, backend: str | None = None) -> Smoke:
     except KeyboardInterrupt:
         raise
     except BaseException as failure:  # noqa: BLE001 - whatever a backend raises is a finding
-        text = str(failure).strip().partition("\n")[0]
-        return Smoke(name, device, failure=f"{type(failure).__name__}: {text}")
+        return Smoke(name, device, failure=in_one_line(failure))
     if error != error:
         return Smoke(name, device, failure="NaN in the output or in a state")
     return Smoke(name, device, error, seconds[0])
@@ -283,7 +283,7 @@ def _trail(error: BaseException | None) -> Iterator[str]:
         yield f"raised at {frames[-1].filename}:{frames[-1].lineno}"
     cause = error.__cause__ if error is not None else None
     while cause is not None:
-        yield f"caused by {type(cause).__name__}: {cause}"
+        yield f"caused by {in_one_line(cause)}"
         cause = cause.__cause__
 
 

@@ -20,7 +20,7 @@ from gdn_dispatch.plan.arrays import BoolArray, Int32Array, bool_array, int32_ar
 from gdn_dispatch.plan.checkpoints import Checkpoints, plan_checkpoints
 from gdn_dispatch.plan.slots import check_races, is_padding
 
-__all__ = ["BatchPlan", "IntArrayLike", "plan_batch"]
+__all__ = ["BatchPlan", "IntArrayLike", "check_starts", "plan_batch"]
 
 IntArrayLike = Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer[Any]]
 
@@ -120,7 +120,7 @@ def plan_batch(
     """
     starts = int32_array("query_start_loc", query_start_loc)
     num_seqs = starts.size - 1
-    _check_starts(starts)
+    check_starts("query_start_loc", starts)
     num_tokens = int(starts[-1])
     lens = starts[1:] - starts[:-1]
     lens.setflags(write=False)
@@ -192,17 +192,18 @@ def _max_slot(*slots: Int32Array | None) -> int:
     return max((int(some.max()) for some in slots if some is not None and some.size), default=-1)
 
 
-def _check_starts(starts: Int32Array) -> None:
+def check_starts(name: str, starts: Int32Array) -> None:
+    """Refuse boundaries that do not begin at 0, or fall."""
     expected = "0, then non-decreasing ends of sequences"
     if starts.size == 0:
-        raise InvalidPlanError("query_start_loc", "no values", expected)
+        raise InvalidPlanError(name, "no values", expected)
     if starts[0] != 0:
-        raise InvalidPlanError("query_start_loc", f"{starts[0]} at position 0", expected)
+        raise InvalidPlanError(name, f"{starts[0]} at position 0", expected)
     falls = starts[1:] < starts[:-1]
     if falls.any():
         at = int(falls.argmax())
         raise InvalidPlanError(
-            "query_start_loc", f"{starts[at]} followed by {starts[at + 1]} (row {at})", expected
+            name, f"{starts[at]} followed by {starts[at + 1]} (row {at})", expected
         )
 
 

@@ -22,7 +22,14 @@ if TYPE_CHECKING:
 
     import pluggy
 
-__all__ = ["Description", "Implementation", "describe", "implementations", "problems"]
+__all__ = [
+    "Description",
+    "Implementation",
+    "describe",
+    "implementations",
+    "in_one_line",
+    "problems",
+]
 
 SPECS: Final[dict[str, tuple[str, ...]]] = {
     name: tuple(inspect.signature(spec).parameters)
@@ -32,6 +39,22 @@ SPECS: Final[dict[str, tuple[str, ...]]] = {
 """Hook names and the parameters of each, in the order of ``hookspecs``."""
 
 REQUIRED: Final = ("backend_info", "probe")
+
+_FIELDS: Final[tuple[tuple[str, type], ...]] = (
+    ("capability", Capability),
+    ("priority", int),
+    ("any_device_on_request", bool),
+    ("chunk_size", int),
+    ("conv_block_size", int),
+    ("block_size_multiple", int),
+    ("summary", str),
+    ("version", str),
+)
+_TUPLES: Final[tuple[tuple[str, type], ...]] = (
+    ("device_types", str),
+    ("block_sizes", int),
+    ("providers", ProviderInfo),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +123,12 @@ def describe(
     return Description(info, own["probe"].function, frozenset(own) & frozenset(SPECS))
 
 
+def in_one_line(error: BaseException) -> str:
+    """Type and first line of an exception: a reason has one line in every table."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
 def problems(implementation: Implementation) -> Iterator[str]:
     """Sentences on what pluggy would accept and this project does not."""
     hook = implementation.hook
@@ -149,9 +178,7 @@ def _ask_info(backend_info: Callable[[], Any]) -> BackendInfo:
     except KeyboardInterrupt:
         raise
     except BaseException as error:  # a plugin may call sys.exit()
-        raise BackendContractError(
-            f"backend_info() raised {type(error).__name__}: {error}"
-        ) from error
+        raise BackendContractError(f"backend_info() raised {in_one_line(error)}") from error
     if not isinstance(info, BackendInfo):
         raise BackendContractError(
             f"backend_info() returned {type(info).__name__}, expected BackendInfo"
@@ -173,11 +200,11 @@ def _check_version(info: BackendInfo, distribution: str) -> None:
 def _info_problems(info: BackendInfo, name: str) -> Iterator[str]:
     if info.name != name:
         yield f"backend_info() says the name is {info.name!r}, it is published as {name!r}"
-    for field, kind in (("capability", Capability), ("priority", int)):
+    for field, kind in _FIELDS:
         value = getattr(info, field)
         if not isinstance(value, kind):
             yield f"BackendInfo.{field} is {value!r}, expected {kind.__name__}"
-    for field, item in (("device_types", str), ("providers", ProviderInfo)):
+    for field, item in _TUPLES:
         value = getattr(info, field)
         # a bare "cuda" would answer `"cu" in device_types` with True
         if not isinstance(value, tuple) or not all(isinstance(entry, item) for entry in value):

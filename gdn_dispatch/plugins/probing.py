@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from gdn_dispatch.errors import BackendContractError
+from gdn_dispatch.plugins.inspection import in_one_line
 from gdn_dispatch.types import Available, Unavailable
 
 if TYPE_CHECKING:
@@ -50,8 +51,16 @@ def _call(probe: Callable[[], Any]) -> ProbeResult:
     try:
         answer = probe()
     except BaseException as error:  # noqa: BLE001 - the reason is kept, whatever a plugin raises
-        return ProbeResult(Unavailable(f"probe() raised {type(error).__name__}: {error}"), error)
-    if isinstance(answer, Available | Unavailable):
-        return ProbeResult(answer)
-    fault = f"probe() returned {type(answer).__name__}, expected Available or Unavailable"
-    return ProbeResult(Unavailable(fault), BackendContractError(fault))
+        return ProbeResult(Unavailable(f"probe() raised {in_one_line(error)}"), error)
+    if not isinstance(answer, Available | Unavailable):
+        got = type(answer).__name__
+        return _fault(f"probe() returned {got}, expected Available or Unavailable")
+    words = answer.detail if isinstance(answer, Available) else answer.reason
+    if not isinstance(words, str):
+        return _fault(f"probe() returned {answer!r}, expected words in it")
+    lines = (line.strip() for line in words.splitlines())
+    return ProbeResult(type(answer)("; ".join(filter(None, lines))))
+
+
+def _fault(sentence: str) -> ProbeResult:
+    return ProbeResult(Unavailable(sentence), BackendContractError(sentence))

@@ -17,7 +17,13 @@ from gdn_dispatch import hookspecs
 from gdn_dispatch.config import DISABLE_VARIABLE
 from gdn_dispatch.errors import BackendContractError, GDNDispatchError
 from gdn_dispatch.plugins.discovery import Origin
-from gdn_dispatch.plugins.inspection import Description, describe, implementations, problems
+from gdn_dispatch.plugins.inspection import (
+    Description,
+    describe,
+    implementations,
+    in_one_line,
+    problems,
+)
 from gdn_dispatch.plugins.probing import ask
 from gdn_dispatch.selection.resolver import OFFICIAL, Candidate, install_hint
 from gdn_dispatch.types import Available, BackendInfo, Unavailable
@@ -60,9 +66,9 @@ class FailedPlugin:
     @property
     def reason(self) -> str:
         """One line; an exception that is not this project's own keeps its type."""
-        text = (str(self.exception).strip().splitlines() or [""])[0]
-        if not isinstance(self.exception, GDNDispatchError):
-            text = f"{type(self.exception).__name__}: {text}"
+        text = in_one_line(self.exception)
+        if isinstance(self.exception, GDNDispatchError):
+            text = text.partition(": ")[2]
         origin = str(Origin(self.distribution, self.version))
         # the sentence about a duplicate names the distributions itself
         return f"{text} ({origin})" if origin and self.stage != "duplicate" else text

@@ -40,7 +40,7 @@ def backend_info() -> BackendInfo:
         any_device_on_request=True,
         chunk_size=CHUNK,
         summary="pure torch; the reference, and the default on a CPU",
-        version=torch.__version__,
+        version=str(torch.__version__),
     )
 
 

@@ -16,7 +16,7 @@ from gdn_dispatch.errors import InvalidArgumentError, MetadataError
 from gdn_dispatch.meta import MetaSpec, build
 from gdn_dispatch.types import MetaRequest
 from tests.support import public_calls as good
-from tests.support.numbers import as_bytes
+from gdn_dispatch.testing.numbers import as_bytes
 from tests.support.public_calls import DIMS, FUNCTIONS, SLOTS, STARTS, TOKENS
 
 H, HV, K, V, W, D = DIMS.H, DIMS.HV, DIMS.K, DIMS.V, DIMS.W, DIMS.D
@@ -160,7 +160,7 @@ for values, what in (
     ([1, 5, 8], "does not start at 0"), ([0, 5, 3, 9], "decreases"), ([], "is empty"),
     ([0, 5, TOKENS + 1], "goes past the tokens"), ([0, -1], "is negative"),
 ):  # fmt: skip
-    mistake(good.packed_rule, "query_start_loc" if "past" not in what else "total_tokens",
+    mistake(good.packed_rule, "cu_seqlens",
             f"of cu_seqlens {what}", cu_seqlens=torch.tensor(values, dtype=torch.int64),
             initial_state=None)  # fmt: skip
 mistake(good.rule, "q", "has B = 2 with cu_seqlens", cu_seqlens=torch.tensor([0, 6]))

@@ -12,10 +12,10 @@ from gdn_dispatch import (
     plan_batch,
 )
 from tests.support import public_calls
-from tests.support.layer_inputs import LayerDims, random_layer, random_tokens
-from tests.support.numbers import relative_error, same_bits
+from gdn_dispatch.testing.layer_inputs import LayerDims, random_layer, random_tokens
+from gdn_dispatch.testing.numbers import relative_error, same_bits
 from tests.support.rule_calls import forms
-from tests.support.rule_inputs import (
+from gdn_dispatch.testing.rule_inputs import (
     Dims,
     cu_seqlens,
     random_inputs,

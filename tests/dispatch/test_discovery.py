@@ -1,12 +1,9 @@
 """Loading never raises, and whatever fails is kept with its reason."""
 
-import os
-import subprocess
 import sys
 import threading
 import types
 from importlib import metadata
-from pathlib import Path
 
 import pytest
 
@@ -15,10 +12,9 @@ from gdn_dispatch.plugins import discovery
 from gdn_dispatch.plugins.discovery import GROUP
 from gdn_dispatch.plugins.manager import load
 from gdn_dispatch.plugins.registry import FailedPlugin, LoadedPlugin, Registry
+from gdn_dispatch.testing.loopback import loopback
 from gdn_dispatch.types import Available, Unavailable
-from tests.dispatch.loopback import loopback
-
-ROOT = Path(__file__).parents[2]
+from tests.support.fake_packages import distribution, fresh_python
 
 
 @pytest.fixture
@@ -32,15 +28,6 @@ def publish(monkeypatch):
         return metadata.EntryPoint(name, f"{module.__name__}:plugin", GROUP)
 
     return publish
-
-
-def distribution(folder, dist, name, value, version="1.0"):
-    """Write the metadata pip would write, and return the entry points found in it."""
-    info = folder / f"{dist.replace('-', '_')}-{version}.dist-info"
-    info.mkdir(parents=True)
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {dist}\nVersion: {version}\n")
-    (info / "entry_points.txt").write_text(f"[{GROUP}]\n{name} = {value}\n")
-    return list(metadata.PathDistribution(info).entry_points)
 
 
 def load_only(*entry_points, disable=(), builtins=None, probe_timeout=5.0):
@@ -85,7 +72,7 @@ class Impolite(BaseException):
         (
             "from tests.dispatch.test_discovery import Impolite\nraise Impolite",
             BaseException,
-            "Impolite: ",
+            "Impolite (",
         ),
         ("def broken(:", SyntaxError, "SyntaxError: "),
     ],
@@ -194,10 +181,13 @@ def test_a_built_in_backend_keeps_its_name(tmp_path, monkeypatch, publish):
 @pytest.mark.parametrize(
     ("answer", "reason"),
     [
-        (RuntimeError("driver"), "probe() raised RuntimeError: driver"),
+        (RuntimeError("driver\nand more"), "probe() raised RuntimeError: driver"),
+        (AssertionError(), "probe() raised AssertionError"),
         (SystemExit(1), "probe() raised SystemExit: 1"),
         (lambda: None, "probe() returned NoneType, expected Available or Unavailable"),
         (lambda: True, "probe() returned bool, expected Available or Unavailable"),
+        (Available(2), "probe() returned Available(detail=2), expected words in it"),
+        (Unavailable(None), "probe() returned Unavailable(reason=None), expected words in it"),
     ],
 )
 def test_a_broken_probe_makes_the_backend_unavailable(publish, answer, reason):
@@ -267,22 +257,6 @@ def test_unreadable_metadata_of_a_stranger_hides_nobody(tmp_path, monkeypatch, c
     assert "one by one" in caplog.text
 
 
-def fresh_python(tmp_path, code, **environ):
-    """Run ``code`` in a process that finds the distributions in ``tmp_path``."""
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("GDN_DISPATCH")}
-    path = os.pathsep.join([str(tmp_path), str(ROOT)])
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**inherited, "PYTHONPATH": path, **environ},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert result.returncode == 0, result.stderr
-    return result.stdout.split()
-
-
 REPORT = """
 import sys, gdn_dispatch
 status = {row.name: row.status for row in gdn_dispatch.list_backends()}
@@ -293,7 +267,7 @@ print(status['mine'], status['torch'], 'fake_mine' in sys.modules)
 # What every author writes: names of the package itself, at the top and inside a hook.
 PLUGIN = """
 from gdn_dispatch import hookimpl
-from tests.dispatch.loopback import info
+from gdn_dispatch.testing.loopback import info
 
 @hookimpl
 def backend_info():
@@ -317,17 +291,17 @@ def probe():
 def test_a_fresh_process_honours_the_environment(tmp_path, environ, expected):
     (tmp_path / "fake_mine.py").write_text(PLUGIN)
     distribution(tmp_path, "gdn-mine", "mine", "fake_mine")
-    assert fresh_python(tmp_path, REPORT, **environ) == expected
+    assert fresh_python(tmp_path, REPORT, **environ).split() == expected
 
 
 def test_a_plugin_may_be_imported_before_the_package(tmp_path):
     (tmp_path / "fake_mine.py").write_text(PLUGIN)
     distribution(tmp_path, "gdn-mine", "mine", "fake_mine")
     report = f"import fake_mine\n{REPORT}"
-    assert fresh_python(tmp_path, report) == ["available", "available", "True"]
+    assert fresh_python(tmp_path, report).split() == ["available", "available", "True"]
 
 
 def test_a_broken_entry_point_does_not_break_the_import(tmp_path):
     (tmp_path / "fake_mine.py").write_text("raise SystemExit('broken')")
     distribution(tmp_path, "gdn-mine", "mine", "fake_mine")
-    assert fresh_python(tmp_path, REPORT) == ["failed", "available", "False"]
+    assert fresh_python(tmp_path, REPORT).split() == ["failed", "available", "False"]

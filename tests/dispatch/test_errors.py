@@ -18,8 +18,8 @@ from gdn_dispatch.plugins.discovery import GROUP
 from gdn_dispatch.plugins.manager import load
 from gdn_dispatch.selection import dispatch, report
 from gdn_dispatch.selection.dispatch import bind, explain, use_backend
+from gdn_dispatch.testing.loopback import EVERYTHING, call, loopback
 from gdn_dispatch.types import Available, ProviderInfo, Unavailable
-from tests.dispatch.loopback import EVERYTHING, call, loopback
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -10,7 +10,7 @@ from gdn_dispatch.hookspecs import hookimpl
 from gdn_dispatch.plugins import inspection
 from gdn_dispatch.plugins.registry import Registry
 from gdn_dispatch.types import HOOK_API_VERSION, Available, GDNOutput
-from tests.dispatch.loopback import Loopback, info, loopback
+from gdn_dispatch.testing.loopback import Loopback, info, loopback
 
 
 class WithDefault(Loopback):
@@ -148,6 +148,9 @@ def test_every_problem_is_reported_at_once():
         (info("mine", capability=None), "BackendInfo.capability is None, expected Capability"),
         (info("mine", priority="high"), "BackendInfo.priority is 'high', expected int"),
         (info("mine", providers=("triton",)), "expected a tuple of ProviderInfo"),
+        (info("mine", block_sizes=16), "BackendInfo.block_sizes is 16, expected a tuple of int"),
+        (info("mine", chunk_size=None), "BackendInfo.chunk_size is None, expected int"),
+        (info("mine", summary=None), "BackendInfo.summary is None, expected str"),
     ],
 )
 def test_backend_info_is_checked(described, message):

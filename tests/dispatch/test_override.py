@@ -20,7 +20,7 @@ from gdn_dispatch.plugins.registry import Registry
 from gdn_dispatch.selection import dispatch
 from gdn_dispatch.selection.dispatch import bind, current_backend, explain, lookup, use_backend
 from gdn_dispatch.types import GDNOutput, Unavailable
-from tests.dispatch.loopback import call, loopback
+from gdn_dispatch.testing.loopback import call, loopback
 
 KEY = ("gdn_attention", "cpu")
 

@@ -15,7 +15,7 @@ from gdn_dispatch.selection.resolver import (
     resolve,
 )
 from gdn_dispatch.types import ProviderInfo, Unavailable
-from tests.dispatch.loopback import EVERYTHING, call, candidate, unavailable
+from gdn_dispatch.testing.loopback import EVERYTHING, call, candidate, unavailable
 
 ACCELERATORS = ("cuda", "npu", "xpu")
 NOT_K96 = Capability(features=EVERYTHING.features, head_dims_k=(64, 128))

@@ -185,7 +185,7 @@ def test_inject_a_backend():
 
 
 def test_inject_a_backend_that_cannot_run_there():
-    from tests.dispatch.loopback import loopback
+    from gdn_dispatch.testing.loopback import loopback
 
     dispatch.active_registry().register(loopback("elsewhere", "cuda"), "elsewhere")
     try:

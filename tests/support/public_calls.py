@@ -9,8 +9,8 @@ import torch
 
 import gdn_dispatch
 from gdn_dispatch import build_chunk_meta, plan_batch
-from tests.support.layer_inputs import LayerDims, random_layer, random_tokens
-from tests.support.numbers import generator
+from gdn_dispatch.testing.layer_inputs import LayerDims, random_layer, random_tokens
+from gdn_dispatch.testing.numbers import generator
 
 Arguments = dict[str, Any]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from gdn_dispatch import chunk_gated_delta_rule, fused_recurrent_gated_delta_rule
-from tests.support.rule_inputs import RuleInputs, cu_seqlens
+from gdn_dispatch.testing.rule_inputs import RuleInputs, cu_seqlens
 
 
 def chunk(q, k, v, g, beta, **options):

@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from gdn_dispatch import InvalidArgumentError, gdn_attention
 from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule
 from tests.support import public_calls
-from tests.support.numbers import generator, relative_error
+from gdn_dispatch.testing.numbers import generator, relative_error
 from tests.support.rule_calls import forms
-from tests.support.rule_inputs import (
+from gdn_dispatch.testing.rule_inputs import (
     GATES,
     Dims,
     cu_seqlens,

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from gdn_dispatch import build_chunk_meta, gdn_attention, plan_batch
-from tests.support.layer_inputs import LayerDims, Tokens, random_layer, random_tokens
-from tests.support.numbers import generator, same_bits
+from gdn_dispatch.testing.layer_inputs import LayerDims, Tokens, random_layer, random_tokens
+from gdn_dispatch.testing.numbers import generator, same_bits
 from tests.support.rule_calls import forms
-from tests.support.rule_inputs import (
+from gdn_dispatch.testing.rule_inputs import (
     Dims,
     RuleInputs,
     cu_seqlens,

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from gdn_dispatch import build_chunk_meta, gdn_attention, plan_batch
-from tests.support.layer_inputs import LayerDims, Tokens, random_layer, random_tokens
-from tests.support.numbers import relative_error, same_bits
-from tests.support.pools import PoolLayout, Pools
-from tests.support.rule_inputs import starts_of
+from gdn_dispatch.testing.layer_inputs import LayerDims, Tokens, random_layer, random_tokens
+from gdn_dispatch.testing.numbers import relative_error, same_bits
+from gdn_dispatch.testing.pools import PoolLayout, Pools
+from gdn_dispatch.testing.rule_inputs import starts_of
 
 CHUNK = 32
 DIMS = LayerDims(H=1, HV=3, K=8, V=6, W=4)

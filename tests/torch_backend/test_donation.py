@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from tests.support.numbers import same_bits
+from gdn_dispatch.testing.numbers import same_bits
 from tests.support.rule_calls import recurrent, run_packed
-from tests.support.rule_inputs import Dims, inputs_with, mild_gates, random_states
+from gdn_dispatch.testing.rule_inputs import Dims, inputs_with, mild_gates, random_states
 
 LENGTHS = (1, 0, 3, 300)  # the last is longer than a block of steps
 DIMS = Dims(H=2, HV=4, K=16, V=24)

@@ -5,11 +5,11 @@ import torch
 
 from gdn_dispatch import build_chunk_meta, gdn_attention, plan_batch
 from tests.support import public_calls
-from tests.support.layer_inputs import LayerDims, random_layer, random_tokens
-from tests.support.numbers import relative_error, same_bits
-from tests.support.poison import with_poisoned_memory
-from tests.support.pools import PoolLayout, Pools
-from tests.support.serving import Setting, Trace
+from gdn_dispatch.testing.layer_inputs import LayerDims, random_layer, random_tokens
+from gdn_dispatch.testing.numbers import relative_error, same_bits
+from gdn_dispatch.testing.poison import with_poisoned_memory
+from gdn_dispatch.testing.pools import PoolLayout, Pools
+from gdn_dispatch.testing.trace import Setting, Trace
 
 DIMS = LayerDims(H=2, HV=4, K=8, V=6, W=4)
 SETTINGS = {

@@ -5,9 +5,9 @@ from functools import cache
 import pytest
 import torch
 
-from tests.support.numbers import relative_error
+from gdn_dispatch.testing.numbers import relative_error
 from tests.support.rule_calls import forms, run_packed
-from tests.support.rule_inputs import (
+from gdn_dispatch.testing.rule_inputs import (
     GATES,
     NEAR_IDENTICAL,
     Dims,

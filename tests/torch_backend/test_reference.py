@@ -11,9 +11,9 @@ from gdn_dispatch.torch_backend.reference import (
     reference_gates,
     reference_gdn_layer,
 )
-from tests.support.layer_inputs import LayerDims, random_layer, random_tokens
-from tests.support.numbers import relative_error
-from tests.support.rule_inputs import GATES, Dims, random_inputs, random_states
+from gdn_dispatch.testing.layer_inputs import LayerDims, random_layer, random_tokens
+from gdn_dispatch.testing.numbers import relative_error
+from gdn_dispatch.testing.rule_inputs import GATES, Dims, random_inputs, random_states
 
 EXACT = 1e-13
 

@@ -7,10 +7,10 @@ import torch
 import torch.nn.functional as F
 
 from gdn_dispatch import build_chunk_meta, fused_recurrent_gated_delta_rule, plan_batch
-from tests.support.numbers import relative_error, same_bits
-from tests.support.poison import in_new_thread, with_poisoned_memory
+from gdn_dispatch.testing.numbers import relative_error, same_bits
+from gdn_dispatch.testing.poison import in_new_thread, with_poisoned_memory
 from tests.support.rule_calls import chunk, forms, recurrent, run_packed
-from tests.support.rule_inputs import (
+from gdn_dispatch.testing.rule_inputs import (
     Dims,
     RuleInputs,
     cu_seqlens,

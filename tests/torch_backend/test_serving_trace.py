@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.layer_inputs import LayerDims
-from tests.support.pools import PoolLayout
-from tests.support.serving import Setting, Trace
+from gdn_dispatch.testing.layer_inputs import LayerDims
+from gdn_dispatch.testing.pools import PoolLayout
+from gdn_dispatch.testing.trace import Setting, Trace
 
 FULL = Setting(
     dims=LayerDims(H=2, HV=4, K=8, V=12, W=4),

@@ -6,10 +6,10 @@ from threading import Barrier
 import torch
 
 from gdn_dispatch import build_chunk_meta, gdn_attention, plan_batch
-from tests.support.layer_inputs import LayerDims, random_layer, random_tokens
-from tests.support.numbers import same_bits
+from gdn_dispatch.testing.layer_inputs import LayerDims, random_layer, random_tokens
+from gdn_dispatch.testing.numbers import same_bits
 from tests.support.rule_calls import forms, run_packed
-from tests.support.rule_inputs import Dims, random_inputs
+from gdn_dispatch.testing.rule_inputs import Dims, random_inputs
 
 DIMS = LayerDims(H=2, HV=4, K=32, V=24, W=4)
 LENGTHS = (40, 1, 100, 0, 7)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
+from gdn_dispatch.testing.numbers import generator
 from gdn_dispatch.torch_backend.reference import reference_gdn_layer
-from tests.support.numbers import generator
 
 
 @dataclass(frozen=True)
 class LayerDims:
+    """Sizes of a layer."""
+
     H: int
     HV: int
     K: int
@@ -20,6 +23,7 @@ class LayerDims:
 
     @property
     def D(self) -> int:
+        """Channels of the convolution."""
         return 2 * self.H * self.K + self.HV * self.V
 
 
@@ -35,13 +39,15 @@ class Tokens:
         return self.mixed_qkv.shape[0]
 
     def rows(self, start: int, end: int) -> Tokens:
+        """Tokens ``start`` to ``end``."""
         return Tokens(self.mixed_qkv[start:end], self.a[start:end], self.b[start:end])
 
     @property
     def arguments(self) -> dict[str, torch.Tensor]:
+        """Under their names in ``gdn_attention``."""
         return {"mixed_qkv": self.mixed_qkv, "a": self.a, "b": self.b}
 
-    def projections(self, dims: LayerDims, z: torch.Tensor, *, interleaved: bool):
+    def projections(self, dims: LayerDims, z: torch.Tensor, *, interleaved: bool) -> dict[str, Any]:
         """The same as the engine's fused projections; z is the output gate ``[T, HV, V]``."""
         widths = (dims.H * dims.K, dims.H * dims.K, dims.HV * dims.V)
         parts = [*self.mixed_qkv.split(widths, dim=1), z.flatten(1)]
@@ -55,8 +61,15 @@ class Tokens:
         }
 
 
+def on_device(arguments: dict[str, Any], device: torch.device | str) -> dict[str, Any]:
+    """The same arguments, tensors among them on ``device``."""
+    return {
+        name: x.to(device) if isinstance(x, torch.Tensor) else x for name, x in arguments.items()
+    }
+
+
 def _by_key_head(x: torch.Tensor, H: int) -> torch.Tensor:
-    return x.unflatten(1, (H, x.shape[1] // H))
+    return x.view(x.shape[0], H, x.shape[1] // H)
 
 
 @dataclass(frozen=True)
@@ -73,7 +86,8 @@ class Layer:
     allow_neg_eigval: bool = False
 
     @property
-    def arguments(self) -> dict[str, object]:
+    def arguments(self) -> dict[str, Any]:
+        """Under their names in ``gdn_attention``."""
         names = ("conv_weight", "conv_bias", "A_log", "dt_bias", *self._options)
         return {name: getattr(self, name) for name in names}
 
@@ -93,13 +107,15 @@ class Layer:
             conv_history=history, initial_state=state, dtype=dtype,
         )  # fmt: skip
 
-    def with_options(self, **options: object) -> Layer:
+    def with_options(self, **options: Any) -> Layer:
+        """The same with other weights or options."""
         return replace(self, **options)
 
 
 def random_layer(
     dims: LayerDims, *, bias: bool = True, dtype: torch.dtype = torch.float32, seed: int = 0
 ) -> Layer:
+    """Weights and gates in the range of real models'."""
     rng = generator(seed)
     return Layer(
         dims=dims,
@@ -113,6 +129,7 @@ def random_layer(
 def random_tokens(
     T: int, dims: LayerDims, *, dtype: torch.dtype = torch.float32, rng: torch.Generator | int = 0
 ) -> Tokens:
+    """T tokens, all of them noise."""
     if isinstance(rng, int):
         rng = generator(rng)
     shapes = ((T, dims.D), (T, dims.HV), (T, dims.HV))

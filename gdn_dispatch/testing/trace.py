@@ -8,100 +8,25 @@ beside it, and after every step output, states and the rest of the pools are com
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 
-from gdn_dispatch import build_chunk_meta, gdn_attention, plan_batch
-from tests.support.layer_inputs import Layer, LayerDims, Tokens, random_layer, random_tokens
-from tests.support.numbers import generator
-from tests.support.pools import PoolLayout, Pools
+from gdn_dispatch import ChunkMeta, build_chunk_meta, gdn_attention, plan_batch
+from gdn_dispatch.testing.layer_inputs import (
+    Tokens,
+    on_device,
+    random_layer,
+    random_tokens,
+)
+from gdn_dispatch.testing.numbers import generator
+from gdn_dispatch.testing.pools import Pools
+from gdn_dispatch.testing.trace_parts import Request, Row, Setting, Snapshot
 
-CHUNK = 32
-
+__all__ = ["Setting", "Trace"]
 
 ORDINARY = 0.02
 """Size below which an output of these inputs is the rest of a cancellation."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What stays the same over a trace.
-
-    Attributes:
-        dims: The layer's sizes.
-        layout: The pools'; ``extra_columns`` of at least S-1 are needed for drafts.
-        columns: S of ``state_indices [N, S]``; 0 for ``[N]`` and no drafts.
-        slots: Size of the pools.
-        pad_slot: As in ``plan_batch``; 0 reserves that slot.
-        on_device: Give slots, flags and counts to ``build_chunk_meta``.
-        projections: None, ``"flat"`` or ``"interleaved"``.
-        bias: Whether the convolution has one.
-        options: Of ``gdn_attention``.
-        tolerance: Relative to the largest number there is.
-    """
-
-    dims: LayerDims = field(default_factory=lambda: LayerDims(H=1, HV=2, K=8, V=8, W=4))
-    layout: PoolLayout = field(default_factory=PoolLayout)
-    columns: int = 0
-    slots: int = 24
-    pad_slot: int = -1
-    on_device: bool = False
-    projections: str | None = None
-    bias: bool = True
-    options: dict[str, object] = field(default_factory=dict)
-    tolerance: float = 5e-6
-
-    @property
-    def stride(self) -> int:
-        """Slots a request owns."""
-        return max(1, self.columns)
-
-
-@dataclass
-class Snapshot:
-    """What the oracle knows of a request after some token: ``[D, W-1]`` and ``[HV, K, V]``."""
-
-    history: torch.Tensor | None
-    state: torch.Tensor | None
-
-
-@dataclass
-class Request:
-    """A request being served.
-
-    Attributes:
-        slots: Its own; drafts use all of them, everything else the first.
-        now: After its last accepted token.
-        reads: Slots to start from where they are not its own: a checkpoint's.
-        accepted: Draft tokens accepted of its last step: how far along its slots it reads.
-        started: Whether its slots hold anything yet.
-    """
-
-    slots: list[int]
-    now: Snapshot
-    reads: list[int] | None = None
-    accepted: int = 1
-    started: bool = False
-
-
-@dataclass
-class Row:
-    """One row of a step, and what is to come of it."""
-
-    tokens: Tokens
-    writes: list[int]
-    reads: list[int]
-    has_initial_state: bool = True
-    speculative: bool = False
-    accepted: int = 1
-    checkpoints: dict[int, int] = field(default_factory=dict)
-    request: Request | None = None
-    after: list[Snapshot] = field(default_factory=list)
-    output: torch.Tensor | None = None
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 class Trace:
@@ -112,8 +37,8 @@ class Trace:
         self.random = random.Random(seed)
         self.rng = generator(seed)
         layer = random_layer(setting.dims, bias=setting.bias, dtype=setting.layout.dtype, seed=seed)
-        self.layer: Layer = replace(layer, **setting.options)
-        self.pools = Pools(setting.slots, setting.dims, setting.layout)
+        self.layer = layer.with_options(**setting.options)
+        self.pools = Pools(setting.slots, setting.dims, setting.layout, setting.device)
         self.free = [n for n in range(setting.slots) if n != setting.pad_slot]
         self.random.shuffle(self.free)
         self.requests: list[Request] = []
@@ -121,6 +46,7 @@ class Trace:
         self.counts: dict[str, int] = {}
 
     def step(self) -> None:
+        """Serve one step, and compare everything about it."""
         self._arrive_and_leave()
         rows = self._rows()
         for row in rows:
@@ -181,12 +107,13 @@ class Trace:
     def _row_of(self, request: Request) -> Row:
         kind = self._kind_of(request)
         self._count(kind)
+        C = self.setting.chunk
         length = {
             "empty": 0,
             "decode": 1,
             "draft": self.random.randint(1, self.setting.stride),
-            "prefill": self.random.choice([2, 3, 7, 8, 9, 20, 31, 32, 33, 50]),
-            "checkpointed": self.random.choice([32, 40, 64, 70]),
+            "prefill": self.random.choice([2, 3, 7, 8, 9, 20, C - 1, C, C + 1, C + 18]),
+            "checkpointed": self.random.choice([C, C + 8, 2 * C, 2 * C + 6]),
         }[kind]
         row = Row(
             tokens=self._tokens(length),
@@ -215,7 +142,8 @@ class Trace:
             return "empty"
         if request.accepted > 1:
             return "draft"  # only a draft can read its conv line from the middle
-        kinds = ["decode", "decode", "prefill", "checkpointed"]
+        kinds = ["decode", "decode", "prefill"]
+        kinds += ["checkpointed"] if self.setting.checkpoints else ["prefill"]
         if self.setting.columns:
             kinds += ["draft", "draft", "draft"]
         return self.random.choice(kinds)
@@ -228,7 +156,7 @@ class Trace:
         self._count("moved")
 
     def _add_checkpoints(self, row: Row) -> None:
-        for offset in range(CHUNK, len(row) + 1, CHUNK):
+        for offset in range(self.setting.chunk, len(row) + 1, self.setting.chunk):
             if len(self.free) > 1 and self.random.random() < 0.7:
                 row.checkpoints[offset] = self.free.pop()
                 self._count("checkpoint")
@@ -302,33 +230,40 @@ class Trace:
             torch.cat([t.a for t in parts]),
             torch.cat([t.b for t in parts]),
         )
-        out = torch.full((len(step), dims.HV, dims.V), torch.nan, dtype=setting.layout.dtype)
+        device = setting.device
+        shape = (len(step), dims.HV, dims.V)
+        out = torch.full(shape, torch.nan, dtype=setting.layout.dtype, device=device)
         gates: tuple[torch.Tensor, ...] = ()
-        inputs: dict[str, object] = dict(step.arguments)
+        inputs: dict[str, Any] = dict(step.arguments)
         if setting.projections is not None:
             z = torch.randn(out.shape, generator=self.rng).to(out.dtype)
             inputs = step.projections(dims, z, interleaved=setting.projections == "interleaved")
             inputs["z"] = torch.full_like(z, torch.nan)
-            gates = (inputs["z"], z)
+        inputs = on_device(inputs, device)
         result = gdn_attention(
-            **inputs, **self.layer.arguments, **self.pools.arguments, meta=self._meta(rows, extra),
-            out=out,
+            **inputs, **on_device(self.layer.arguments, device), **self.pools.arguments,
+            meta=self._meta(rows, extra), out=out,
         )  # fmt: skip
         assert result is out
-        return out, gates
+        if setting.projections is not None:
+            gates = (inputs["z"].cpu(), z)
+        return out.cpu(), gates
 
-    def _meta(self, rows: list[Row], extra: int):
+    def _meta(self, rows: list[Row], extra: int) -> ChunkMeta:
         setting = self.setting
         starts = [0]
         for row in rows:
             starts.append(starts[-1] + len(row))
-        pick = (lambda x: x) if setting.columns else (lambda x: x[0])
-        slots: dict[str, object] = {
+
+        def pick(slots: list[int]) -> list[int] | int:
+            return slots if setting.columns else slots[0]
+
+        slots: dict[str, Any] = {
             "state_indices": [pick(row.writes) for row in rows],
             "initial_state_indices": [pick(row.reads) for row in rows],
             "has_initial_state": [row.has_initial_state for row in rows],
         }
-        plan: dict[str, object] = {}
+        plan: dict[str, Any] = {}
         if any(row.speculative for row in rows):
             plan["speculative"] = [row.speculative for row in rows]
             slots["num_accepted_tokens"] = [row.accepted for row in rows]
@@ -336,10 +271,13 @@ class Trace:
             plan["checkpoint_offsets"] = [list(row.checkpoints) for row in rows]
             plan["checkpoint_indices"] = [list(row.checkpoints.values()) for row in rows]
         shape = (len(rows), setting.columns) if setting.columns else (len(rows),)
-        device: dict[str, torch.Tensor] = {}
+        device: dict[str, Any] = {}
         if setting.on_device:
             kind = self.random.choice([torch.int32, torch.int64])
-            device = {name: torch.tensor(x, dtype=kind) for name, x in slots.items()}
+            device = {
+                name: torch.tensor(x, dtype=kind, device=setting.device)
+                for name, x in slots.items()
+            }
             device["has_initial_state"] = device["has_initial_state"].bool()
             for name in ("state_indices", "initial_state_indices"):
                 device[name] = device[name].view(shape)
@@ -348,15 +286,15 @@ class Trace:
             if not rows and setting.columns:
                 plan |= {name: torch.empty(shape, dtype=torch.int32) for name in slots
                          if name.endswith("state_indices")}  # fmt: skip
-        plan = plan_batch(
+        step = plan_batch(
             starts, **plan, pad_slot=setting.pad_slot, total_tokens=starts[-1] + extra
         )
-        return build_chunk_meta(plan, "cpu", **device)
+        return build_chunk_meta(step, setting.device, **device)
 
     # -- checks --------------------------------------------------------------------------------
 
-    def _close(self, got: torch.Tensor, expected: torch.Tensor) -> bool:
-        if not expected.numel():
+    def _close(self, got: torch.Tensor, expected: torch.Tensor | None) -> bool:
+        if expected is None or not expected.numel():
             return True
         largest = (got.double() - expected.double()).abs().max()
         # Where q and k happen to be orthogonal the output is what is left of terms that cancel: as
@@ -405,15 +343,16 @@ class Trace:
         if row.speculative:
             for t, slot in enumerate(written):
                 assert self._close(self.pools.state(slot), row.after[t].state), self._describe(row)
-                line = self.pools.conv[row.writes[0], :, t : t + columns]
-                assert torch.equal(line, row.after[t].history), f"line of {self._describe(row)}"
+                line = self.pools.conv[row.writes[0], :, t : t + columns].cpu()
+                assert _same(line, row.after[t].history), f"line of {self._describe(row)}"
             return
         places = {len(row): written[0]}
         for stop, after in zip(stops, row.after, strict=True):
-            for slot in {row.checkpoints.get(stop), places.get(stop)} - {None}:
+            kept = {table[stop] for table in (row.checkpoints, places) if stop in table}
+            for slot in sorted(kept):
                 where = f"slot {slot} after {stop} of {self._describe(row)}"
                 assert self._close(self.pools.state(slot), after.state), where
-                assert torch.equal(self.pools.line(slot, columns), after.history), where
+                assert _same(self.pools.line(slot, columns), after.history), where
 
     def _describe(self, row: Row) -> str:
         kind = "draft" if row.speculative else "row"
@@ -438,3 +377,7 @@ class Trace:
         request.reads = None
         request.accepted = self.random.randint(1, len(row)) if row.speculative else 1
         request.now = row.after[request.accepted - 1 if row.speculative else -1]
+
+
+def _same(line: torch.Tensor, history: torch.Tensor | None) -> bool:
+    return history is not None and torch.equal(line, history)

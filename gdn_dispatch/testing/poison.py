@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable
 from threading import Thread
 from typing import Any, TypeVar
@@ -25,7 +26,7 @@ class PoisonedMemory(TorchDispatchMode):
     """Fill every uninitialised tensor allocated inside; ``count`` is how many there were."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.count = 0
 
     def __torch_dispatch__(
@@ -39,6 +40,7 @@ class PoisonedMemory(TorchDispatchMode):
 
 
 def fill_with_poison(x: torch.Tensor) -> torch.Tensor:
+    """NaN, or the largest number there is."""
     if x.is_floating_point():
         return x.fill_(float("nan"))
     if x.dtype is torch.bool:
@@ -47,13 +49,17 @@ def fill_with_poison(x: torch.Tensor) -> torch.Tensor:
 
 
 def in_new_thread(function: Callable[[], T]) -> T:
-    """Call it in a thread of its own, which has no scratch memory of earlier calls."""
+    """Call it in a thread of its own, which has no scratch memory of earlier calls.
+
+    ``use_backend`` around it holds inside as well.
+    """
+    context = contextvars.copy_context()
     results: list[T] = []
     errors: list[BaseException] = []
 
     def run() -> None:
         try:
-            results.append(function())
+            results.append(context.run(function))
         except BaseException as error:  # noqa: BLE001 - handed to the caller
             errors.append(error)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
-from tests.support.layer_inputs import LayerDims
-from tests.support.numbers import as_bytes
+from gdn_dispatch.testing.layer_inputs import LayerDims
+from gdn_dispatch.testing.numbers import as_bytes
 
 POISON = 0xFF
 """A byte that makes every floating-point number NaN, and that no arithmetic produces."""
@@ -37,14 +38,20 @@ class PoolLayout:
 class Pools:
     """Both pools as views of one buffer of bytes, one page a slot."""
 
-    def __init__(self, slots: int, dims: LayerDims, layout: PoolLayout) -> None:
+    def __init__(
+        self,
+        slots: int,
+        dims: LayerDims,
+        layout: PoolLayout,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.dims, self.layout = dims, layout
         self.columns = dims.W - 1 + layout.extra_columns
         self.conv_bytes = dims.D * self.columns * layout.dtype.itemsize
         self.ssm_bytes = dims.HV * dims.K * dims.V * layout.state_dtype.itemsize
         self.ssm_start = _aligned(self.conv_bytes + layout.padding)
         page = _aligned(self.ssm_start + self.ssm_bytes + layout.padding)
-        self.pages = torch.full((slots, page), POISON, dtype=torch.uint8)
+        self.pages = torch.full((slots, page), POISON, dtype=torch.uint8, device=device)
         self.conv, self.ssm = self._views(self.pages)
 
     def _views(self, pages: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -60,7 +67,8 @@ class Pools:
         return conv, ssm.unflatten(1, (dims.HV, V, K) if layout.state_v_first else (dims.HV, K, V))
 
     @property
-    def arguments(self) -> dict[str, object]:
+    def arguments(self) -> dict[str, Any]:
+        """Under their names in ``gdn_attention``."""
         return {
             "conv_state": self.conv,
             "ssm_state": self.ssm,
@@ -68,18 +76,20 @@ class Pools:
         }
 
     def state(self, slot: int) -> torch.Tensor:
-        """``[HV, K, V]``."""
-        state = self.ssm[slot]
+        """``[HV, K, V]``, on the CPU."""
+        state = self.ssm[slot].cpu()
         return state.transpose(1, 2) if self.layout.state_v_first else state
 
     def line(self, slot: int, columns: int) -> torch.Tensor:
-        """The first columns of a slot's conv line, ``[D, columns]``."""
-        return self.conv[slot, :, :columns]
+        """The first columns of a slot's conv line, ``[D, columns]``, on the CPU."""
+        return self.conv[slot, :, :columns].cpu()
 
     def poison(self, slot: int) -> None:
+        """Make whoever reads the slot again notice."""
         self.pages[slot] = POISON
 
     def snapshot(self) -> torch.Tensor:
+        """Everything as it is now, for ``changed_only``."""
         return self.pages.clone()
 
     def changed_only(self, before: torch.Tensor, states: set[int], lines: dict[int, int]) -> bool:

@@ -6,6 +6,7 @@ import torch
 
 
 def generator(seed: int) -> torch.Generator:
+    """A generator of its own, so that no test depends on another."""
     return torch.Generator().manual_seed(seed)
 
 
@@ -26,4 +27,5 @@ def same_bits(got: torch.Tensor, expected: torch.Tensor) -> bool:
 
 
 def as_bytes(x: torch.Tensor) -> torch.Tensor:
+    """The memory of ``x``, where NaN equals NaN."""
     return x.contiguous().view(-1).view(torch.uint8)

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 
+from gdn_dispatch.testing.numbers import generator
 from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule
-from tests.support.numbers import generator
 
 Gates = Callable[[int, int, torch.Generator], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Dims:
+    """Sizes of the recurrence."""
+
     H: int
     HV: int
     K: int
@@ -35,6 +38,7 @@ class RuleInputs:
     beta: torch.Tensor
 
     def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> RuleInputs:
+        """The same with ``change`` done to all five."""
         return RuleInputs(*(change(x) for x in self))
 
     def to(self, dtype: torch.dtype) -> RuleInputs:
@@ -42,12 +46,14 @@ class RuleInputs:
         return replace(self, q=self.q.to(dtype), k=self.k.to(dtype), v=self.v.to(dtype))
 
     def packed(self) -> RuleInputs:
+        """``[1, T, ...]``, as a packed call takes them."""
         return self.map(lambda x: x.unsqueeze(0))
 
     def rows(self, start: int, end: int) -> RuleInputs:
+        """Tokens ``start`` to ``end``."""
         return self.map(lambda x: x[start:end])
 
-    def __iter__(self):
+    def __iter__(self) -> Iterator[torch.Tensor]:
         return (getattr(self, field.name) for field in fields(self))
 
 
@@ -67,22 +73,28 @@ def hf_gates(T: int, HV: int, rng: torch.Generator) -> torch.Tensor:
 
 
 def strong_gates(T: int, HV: int, rng: torch.Generator) -> torch.Tensor:
+    """Decay by e^-5 and more a token: nothing is remembered for long."""
     return -5 - 45 * torch.rand(T, HV, generator=rng)
 
 
 def weak_gates(T: int, HV: int, rng: torch.Generator) -> torch.Tensor:
+    """Hardly any decay: errors add up over thousands of tokens."""
     return -1e-3 * torch.rand(T, HV, generator=rng)
 
 
 def no_gates(T: int, HV: int, rng: torch.Generator) -> torch.Tensor:
+    """No decay."""
     return torch.zeros(T, HV)
 
 
 def mild_gates(T: int, HV: int, rng: torch.Generator) -> torch.Tensor:
+    """Decay by up to e^-1 a token."""
     return -torch.rand(T, HV, generator=rng)
 
 
 def resetting_gates(value: float) -> Gates:
+    """Ordinary gates, one in fifty of them ``value``: a reset."""
+
     def gates(T: int, HV: int, rng: torch.Generator) -> torch.Tensor:
         g = mamba_gates(T, HV, rng)
         resets = torch.rand(T, HV, generator=rng) < 0.02
@@ -113,6 +125,7 @@ def random_inputs(T: int, dims: Dims, *, case: str = "mamba dt init", seed: int 
 def inputs_with(
     gates: Gates, T: int, dims: Dims, *, seed: int = 0, correlated: bool = False
 ) -> RuleInputs:
+    """Inputs of one sequence with these gates; ``correlated``: nearly the same key every time."""
     rng = generator(seed)
     q = torch.randn(T, dims.H, dims.K, generator=rng)
     k = torch.randn(T, dims.H, dims.K, generator=rng)
@@ -121,11 +134,12 @@ def inputs_with(
         k = torch.randn(dims.H, dims.K, generator=rng) + 0.05 * k
         beta = torch.full_like(beta, 0.98)
     v = torch.randn(T, dims.HV, dims.V, generator=rng)
-    unit = [F.normalize(x, dim=-1) for x in (q, k)]
-    return RuleInputs(*unit, v, gates(T, dims.HV, rng), beta)
+    q, k = F.normalize(q, dim=-1), F.normalize(k, dim=-1)
+    return RuleInputs(q, k, v, gates(T, dims.HV, rng), beta)
 
 
 def random_states(N: int, dims: Dims, *, seed: int = 0) -> torch.Tensor:
+    """``[N, HV, K, V]`` fp32."""
     return torch.randn(N, dims.HV, dims.K, dims.V, generator=generator(1000 + seed))
 
 
@@ -138,6 +152,7 @@ def starts_of(lengths: tuple[int, ...]) -> list[int]:
 
 
 def cu_seqlens(lengths: tuple[int, ...]) -> torch.Tensor:
+    """``starts_of`` as an int32 tensor."""
     return torch.tensor(starts_of(lengths), dtype=torch.int32)
 
 
@@ -151,7 +166,7 @@ def oracle(
     inputs: RuleInputs,
     lengths: tuple[int, ...],
     states: torch.Tensor | None = None,
-    **options: object,
+    **options: Any,
 ) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """(output, final state) in fp64 of every sequence packed in ``inputs``."""
     return [
