@@ -50,9 +50,9 @@ hookimpl = pluggy.HookimplMarker(PROJECT)
 def backend_info() -> BackendInfo:  # type: ignore[empty-body]
     """State the backend's static facts: name, device types, priority, capability, block sizes.
 
-    Called once, at ``import gdn_dispatch``. Must give the same answer on every machine, must not
-    import an SDK and must not touch a device. ``BackendInfo.name`` must equal the entry-point name.
-    Required.
+    Called once, at ``import gdn_dispatch``. May assume nothing about the machine: must not import
+    an SDK and must not touch a device. Must return a ``BackendInfo``, the same on every machine,
+    whose ``name`` is that of the entry point. Required.
 
     .. versionadded:: 0.1
     """
@@ -63,11 +63,12 @@ def probe() -> Available | Unavailable:  # type: ignore[empty-body]
     """Look at the machine and answer whether the backend can run here.
 
     Called once, when an answer is first needed: not during ``import gdn_dispatch``, so that it may
-    import what it likes. May look at installed distributions, device nodes, ``torch.version`` and
-    at ``torch.<device>.is_available()`` where that creates no device context. Must not create one
-    itself, must not block (it is given a few seconds), and should not raise: an exception is
-    recorded as the reason of unavailability. ``Unavailable.reason`` says what is missing and what
-    to install. Required.
+    import what it likes. May assume nothing about the machine; may look at installed distributions,
+    device nodes, ``torch.version`` and at ``torch.<device>.is_available()`` where that creates no
+    device context. Must not create one itself, must not block (it is given a few seconds), and
+    should not raise: an exception is recorded as the reason of unavailability. Must return
+    ``Available`` or ``Unavailable``, whose ``reason`` says what is missing and what to install.
+    Required.
 
     .. versionadded:: 0.1
     """
@@ -77,12 +78,13 @@ def probe() -> Available | Unavailable:  # type: ignore[empty-body]
 def build_chunk_meta(request: MetaRequest) -> ChunkMeta:  # type: ignore[empty-body]
     """Build the metadata all layers of a step share.
 
-    May assume a validated ``request``: a consistent plan; device tensors of the right shape and
-    dtype on ``request.device``. May read device tensors on the host only here, and a backend for an
-    accelerator should not do even that. Must return a ``ChunkMeta`` (or a subclass) whose
-    ``backend`` is the backend's name, and must not keep ``request``'s tensors in a cache keyed on
-    their identity. Optional: without it, the core's builder makes the block sizes declared in
-    ``backend_info`` and copies them to the device with one asynchronous copy.
+    Called by ``gdn_dispatch.build_chunk_meta``, once a step, and by a rule that is given lengths
+    instead of metadata. May assume a validated ``request``: a consistent plan; device tensors of
+    the right shape and dtype on ``request.device``. May read device tensors on the host only here,
+    and a backend for an accelerator should not do even that. Must return a ``ChunkMeta`` (or a
+    subclass) whose ``backend`` is the backend's name, and must not keep ``request``'s tensors in a
+    cache keyed on their identity. Optional: without it, the core's builder makes the block sizes
+    declared in ``backend_info`` and copies them to the device with one asynchronous copy.
 
     .. versionadded:: 0.1
     """
@@ -100,11 +102,14 @@ def gdn_attention(request: GDNRequest) -> GDNOutput:  # type: ignore[empty-body]
         S = exp(g) * S;  d = beta * (v - S^T k);  S = S + k d^T;  o = scale * S^T q
 
     Slots, ``has_initial_state``, speculative rows and checkpoints are those of ``request.meta``
-    (see ``gdn_dispatch.plan_batch``). The core has validated shapes, dtypes, devices and the
-    declared capability. Must write all of ``request.out`` (rows that belong to no sequence, and
+    (see ``gdn_dispatch.plan_batch``).
+
+    Called by every ``gdn_dispatch.gdn_attention`` that this backend was chosen for: once a layer.
+    May assume metadata that this backend built, and shapes, dtypes, devices and a capability that
+    the core has validated. Must write all of ``request.out`` (rows that belong to no sequence, and
     padded rows, with zeros), must update only the slots the plan names, and must not read a device
     tensor on the host. If it refuses, it must do so before anything is written. Work is queued on
-    the current stream. Returns ``GDNOutput(request.out, None)``. Optional: a backend without it
+    the current stream. Must return ``GDNOutput(request.out, None)``. Optional: a backend without it
     serves the recurrence only.
 
     .. versionadded:: 0.1
@@ -115,10 +120,14 @@ def gdn_attention(request: GDNRequest) -> GDNOutput:  # type: ignore[empty-body]
 def gated_delta_rule(request: RuleRequest) -> GDNOutput:  # type: ignore[empty-body]
     """Run the recurrence alone, in chunks or (``request.recurrent``) token by token.
 
-    Inputs are never written; ``GDNOutput.output`` is contiguous ``[B, T, HV, V]`` in v's dtype,
-    zero in rows past the last sequence; ``final_state`` is fp32 (fp64 for fp64 inputs), newly
-    allocated, and equals the initial state for an empty sequence. ``g`` is natural-log decay and
-    -inf is an ordinary value: it resets the state. Optional.
+    Called by every ``chunk_gated_delta_rule`` and ``fused_recurrent_gated_delta_rule`` of
+    ``gdn_dispatch`` that this backend was chosen for. May assume a ``request`` that the core has
+    validated, against the declared capability too; inputs of any strides. ``g`` is natural-log
+    decay and -inf is an ordinary value: it resets the state. Inputs are never written. Must return
+    a ``GDNOutput`` whose ``output`` is contiguous ``[B, T, HV, V]`` in v's dtype, zero in rows past
+    the last sequence, and whose ``final_state``, where one was asked for, is fp32 (fp64 for fp64
+    inputs), newly allocated or the donated initial state, and equals the initial state for an empty
+    sequence. Optional.
 
     .. versionadded:: 0.1
     """

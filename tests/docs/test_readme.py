@@ -52,6 +52,11 @@ def test_numbers_are_those_of_the_committed_results():
     assert result.returncode == 0, "run python benchmarks/readme.py"
 
 
+def test_support_matrix_is_that_of_the_capabilities_and_reports():
+    result = run([sys.executable, "conformance/matrix.py", "--check"])
+    assert result.returncode == 0, "run python conformance/matrix.py"
+
+
 def test_files_named_in_links_exist():
     links = re.findall(r"\]\(([^)#]+)\)", README)
     pictures = re.findall(r'src(?:set)?="([^"]+)"', README)

@@ -8,10 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from gdn_dispatch import InvalidArgumentError, gdn_attention
-from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule
-from tests.support import public_calls
 from gdn_dispatch.testing.numbers import generator, relative_error
-from tests.support.rule_calls import forms
 from gdn_dispatch.testing.rule_inputs import (
     GATES,
     Dims,
@@ -20,6 +17,9 @@ from gdn_dispatch.testing.rule_inputs import (
     random_states,
     starts_of,
 )
+from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule
+from tests.support import public_calls
+from tests.support.rule_calls import forms
 
 DIMS = Dims(H=2, HV=4, K=8, V=6)
 LENGTHS = (3, 0, 70, 64)

@@ -10,7 +10,6 @@ import torch
 from gdn_dispatch import build_chunk_meta, gdn_attention, plan_batch
 from gdn_dispatch.testing.layer_inputs import LayerDims, Tokens, random_layer, random_tokens
 from gdn_dispatch.testing.numbers import generator, same_bits
-from tests.support.rule_calls import forms
 from gdn_dispatch.testing.rule_inputs import (
     Dims,
     RuleInputs,
@@ -20,6 +19,7 @@ from gdn_dispatch.testing.rule_inputs import (
     random_states,
     starts_of,
 )
+from tests.support.rule_calls import forms
 from tests.support.threads import torch_threads
 
 ODD = LayerDims(H=1, HV=3, K=5, V=7, W=4)

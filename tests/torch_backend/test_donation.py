@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from gdn_dispatch.testing.numbers import same_bits
-from tests.support.rule_calls import recurrent, run_packed
 from gdn_dispatch.testing.rule_inputs import Dims, inputs_with, mild_gates, random_states
+from tests.support.rule_calls import recurrent, run_packed
 
 LENGTHS = (1, 0, 3, 300)  # the last is longer than a block of steps
 DIMS = Dims(H=2, HV=4, K=16, V=24)

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from gdn_dispatch.testing.numbers import relative_error
-from tests.support.rule_calls import forms, run_packed
 from gdn_dispatch.testing.rule_inputs import (
     GATES,
     NEAR_IDENTICAL,
@@ -16,6 +15,7 @@ from gdn_dispatch.testing.rule_inputs import (
     random_states,
     starts_of,
 )
+from tests.support.rule_calls import forms, run_packed
 
 FP32 = 1e-6
 LENGTHS = (0, 1, 31, 32, 33, 0, 63, 64, 65, 1000, 0)

@@ -5,15 +5,15 @@ import math
 import pytest
 import torch
 
+from gdn_dispatch.testing.layer_inputs import LayerDims, random_layer, random_tokens
+from gdn_dispatch.testing.numbers import relative_error
+from gdn_dispatch.testing.rule_inputs import GATES, Dims, random_inputs, random_states
 from gdn_dispatch.torch_backend.reference import (
     reference_conv,
     reference_gated_delta_rule,
     reference_gates,
     reference_gdn_layer,
 )
-from gdn_dispatch.testing.layer_inputs import LayerDims, random_layer, random_tokens
-from gdn_dispatch.testing.numbers import relative_error
-from gdn_dispatch.testing.rule_inputs import GATES, Dims, random_inputs, random_states
 
 EXACT = 1e-13
 

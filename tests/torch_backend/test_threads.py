@@ -8,8 +8,8 @@ import torch
 from gdn_dispatch import build_chunk_meta, gdn_attention, plan_batch
 from gdn_dispatch.testing.layer_inputs import LayerDims, random_layer, random_tokens
 from gdn_dispatch.testing.numbers import same_bits
-from tests.support.rule_calls import forms, run_packed
 from gdn_dispatch.testing.rule_inputs import Dims, random_inputs
+from tests.support.rule_calls import forms, run_packed
 
 DIMS = LayerDims(H=2, HV=4, K=32, V=24, W=4)
 LENGTHS = (40, 1, 100, 0, 7)

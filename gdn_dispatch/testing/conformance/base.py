@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -66,6 +67,7 @@ class Conformance:
             refuse = pytest.fail if option("--gdn-require") else pytest.skip
             refuse(f"{name}: {why_not_here(name)}")
 
+        _share_cores(request.config)
         node = request.node
         features, undeclared = _expectations(node, found)
         exclusion = matching(read_exclusions(self.xfails or option("--gdn-xfails")), node.name)
@@ -113,6 +115,14 @@ def _expectations(node: Any, subject: Subject) -> tuple[set[Feature], tuple[str,
         operation, dims if isinstance(dims, Dims) else None, features, **dtypes
     )
     return features, reasons
+
+
+def _share_cores(config: pytest.Config) -> None:
+    """Under pytest-xdist every worker gets its share; more threads than cores take minutes."""
+    workers = getattr(config, "workerinput", {}).get("workercount", 1)
+    share = max(1, (os.cpu_count() or 1) // workers)
+    if torch.get_num_threads() > share:
+        torch.set_num_threads(share)
 
 
 def _device_name(device: torch.device) -> str:
