@@ -52,9 +52,16 @@ class _Outcomes:
 
     def __init__(self, path: str | None) -> None:
         self.path = path
-        self.subject: dict[str, Any] = {}
+        self.tests: dict[type, set[str]] = {}
+        self.subjects: dict[tuple[str, str], dict[str, Any]] = {}
         self.features: dict[str, dict[str, int]] = {}
-        self.undeclared: dict[str, set[str]] = {}
+        self.undeclared: dict[tuple[str, str], set[str]] = {}
+
+    def pytest_itemcollected(self, item: Any) -> None:
+        """Names of the kit's tests by class, also of those that ``-k`` leaves out."""
+        cls: Any = getattr(item, "cls", None)
+        if hasattr(cls, "test_exclusions_name_tests_of_the_kit"):
+            self.tests.setdefault(cls, set()).add(item.name)
 
     def pytest_runtest_logreport(self, report: Any) -> None:
         facts = dict(report.user_properties).get(PROPERTY)
@@ -62,7 +69,8 @@ class _Outcomes:
             return
         if report.when == "teardown" and not report.failed:
             return
-        self.subject = facts["subject"]
+        name = facts["subject"]["backend"]
+        self.subjects[name, facts["subject"]["device"]] = facts["subject"]
         outcome = report.outcome
         if hasattr(report, "wasxfail"):
             outcome = "xpassed" if report.passed else "xfailed"
@@ -71,20 +79,28 @@ class _Outcomes:
             counts[outcome] = counts.get(outcome, 0) + 1
         if outcome == "xpassed":
             for reason in facts["undeclared"]:
-                self.undeclared.setdefault(reason, set()).add(report.nodeid)
+                self.undeclared.setdefault((name, reason), set()).add(report.nodeid)
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
-        for reason, tests in sorted(self.undeclared.items()):
+        for (name, reason), tests in sorted(self.undeclared.items()):
             terminalreporter.write_line(
-                f"gdn-dispatch: {len(tests)} tests pass although the backend {reason}"
+                f"gdn-dispatch: {len(tests)} tests pass that {name} is not held to: {reason}"
             )
-        if self.path and self.subject:
-            record = {
-                **self.subject,
-                "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
-                "features": self.features,
-                "undeclared": {reason: len(tests) for reason, tests in self.undeclared.items()},
-            }
-            text = json.dumps(record, indent=2, sort_keys=True) + "\n"
-            Path(self.path).write_text(text, encoding="utf-8")
-            terminalreporter.write_line(f"gdn-dispatch: wrote {self.path}")
+        if not self.path:
+            return
+        if len(self.subjects) != 1:
+            ran = ", ".join(f"{name} on {device}" for name, device in sorted(self.subjects))
+            terminalreporter.write_line(
+                f"gdn-dispatch: no report: it is about one backend, tests ran of {ran or 'none'}"
+            )
+            return
+        (subject,) = self.subjects.values()
+        record = {
+            **subject,
+            "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+            "features": self.features,
+            "undeclared": {reason: len(tests) for (_, reason), tests in self.undeclared.items()},
+        }
+        text = json.dumps(record, indent=2, sort_keys=True) + "\n"
+        Path(self.path).write_text(text, encoding="utf-8")
+        terminalreporter.write_line(f"gdn-dispatch: wrote {self.path}")

@@ -24,6 +24,7 @@ __all__ = ["COMMANDS", "MissingExtraError", "main", "require"]
 COMMANDS: Final = {
     "doctor": "what is installed here, what runs, and whether it computes the right numbers",
     "explain": "which backend would run a call, and why not the others",
+    "blocksize": "the attention block an engine has to use for a model, and why",
     "bench": "time this package against its peers, beside the budgets it sets itself",
     "demo": "a small model with and without this package",
 }

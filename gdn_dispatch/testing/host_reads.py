@@ -2,7 +2,8 @@
 
 On an accelerator such a read waits for everything queued before it, in every layer. On a CPU it
 costs nothing and goes unnoticed, so it is looked for in what torch is asked to do: by the methods
-that hand values to Python, and by the operators whose result has a shape that depends on values.
+that hand values to Python, by the operators whose result, or its shape, torch itself says depends
+on values, and by copies from a device to the CPU.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ _METHODS = frozenset(
         "__bool__",
         "__complex__",
         "__contains__",
+        "__dlpack__",
         "__float__",
         "__index__",
         "__int__",
+        "__repr__",
         "cpu",
         "item",
         "numpy",
@@ -35,18 +38,8 @@ _METHODS = frozenset(
     )
 )
 _aten = torch.ops.aten
-_READING_OPERATORS = frozenset(
-    (
-        _aten._local_scalar_dense,
-        _aten._unique2,
-        _aten.bincount,
-        _aten.equal,
-        _aten.masked_select,
-        _aten.nonzero,
-        _aten.unique_consecutive,
-        _aten.unique_dim,
-    )
-)
+_READING = frozenset((torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape))
+_INDEXING = frozenset((_aten.index, _aten.index_put, _aten.index_put_))
 _HERE = (str(Path(torch.__file__).parent), __file__)
 
 
@@ -63,7 +56,7 @@ class _Methods(TorchFunctionMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _METHODS or (name == "to" and _to_cpu(args, kwargs or {})):
+        if name in _METHODS:
             self.found.append(f"{resolve_name(func) or name} at {_caller()}")
         return func(*args, **(kwargs or {}))
 
@@ -76,10 +69,10 @@ class _Operators(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        packet = func.overloadpacket
-        if packet in _READING_OPERATORS or _counts_repeats(func) or _selects_by_mask(packet, args):
+        kwargs = kwargs or {}
+        if _reads(func, args, kwargs) or _brings_to_cpu(func, args, kwargs):
             self.found.append(f"{func} at {_caller()}")
-        return func(*args, **(kwargs or {}))
+        return func(*args, **kwargs)
 
 
 @contextmanager
@@ -90,23 +83,24 @@ def record_host_reads() -> Iterator[HostReads]:
         yield found
 
 
-def _to_cpu(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether ``to`` brings a tensor from a device to the host."""
-    if args[0].device.type == "cpu":
+def _reads(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether the result depends on values in a way that the host has to know."""
+    if func.overloadpacket in _INDEXING:  # by a boolean tensor it is a ``nonzero`` in disguise
+        return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    if func.overloadpacket is _aten.repeat_interleave and kwargs.get("output_size") is not None:
         return False
-    wanted = [*args[1:], *kwargs.values()]
-    return any(isinstance(x, torch.device | str) and torch.device(x).type == "cpu" for x in wanted)
+    return not _READING.isdisjoint(func.tags)
 
 
-def _counts_repeats(func: Any) -> bool:
-    return bool(func is _aten.repeat_interleave.Tensor)
-
-
-def _selects_by_mask(packet: Any, args: tuple[Any, ...]) -> bool:
-    """Indexing with a boolean tensor is a ``nonzero`` in disguise."""
-    if packet not in (_aten.index, _aten.index_put, _aten.index_put_):
+def _brings_to_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether it copies a tensor from a device to the CPU."""
+    if func.overloadpacket is _aten._to_copy:
+        source, target = args[0].device, kwargs.get("device") or args[0].device
+    elif func.overloadpacket is _aten.copy_:
+        source, target = args[1].device, args[0].device
+    else:
         return False
-    return any(x is not None and x.dtype in (torch.bool, torch.uint8) for x in args[1])
+    return bool(source.type != "cpu" and target.type == "cpu")
 
 
 def _caller() -> str:

@@ -16,6 +16,7 @@ _aten = torch.ops.aten
 _ALLOCATIONS = {
     _aten.empty,
     _aten.empty_like,
+    _aten.empty_permuted,
     _aten.empty_strided,
     _aten.new_empty,
     _aten.new_empty_strided,

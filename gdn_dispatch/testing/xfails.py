@@ -2,7 +2,7 @@
 
 One entry a line, ``#`` begins a comment::
 
-    test_equals_the_oracle[chunk-strong decay] | loses the sign of -0.0 | https://...
+    test_equals_the_oracle[from zero-strong decay-chunk] | loses the sign of -0.0 | https://...
 
 The id is the name of a test of the kit, with its parameters or, for all of them, without. An entry
 expires when its test passes: that is a failure, until the line is taken out.
@@ -31,11 +31,6 @@ class Exclusion:
     test: str
     reason: str
     link: str
-
-    @property
-    def function(self) -> str:
-        """The test's name without parameters."""
-        return self.test.partition("[")[0]
 
 
 def read_exclusions(path: Path | str | None) -> tuple[Exclusion, ...]:

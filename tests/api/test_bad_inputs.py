@@ -14,9 +14,9 @@ import gdn_dispatch
 from gdn_dispatch import GDNDispatchError, build_chunk_meta, plan_batch
 from gdn_dispatch.errors import InvalidArgumentError, MetadataError
 from gdn_dispatch.meta import MetaSpec, build
+from gdn_dispatch.testing.numbers import as_bytes
 from gdn_dispatch.types import MetaRequest
 from tests.support import public_calls as good
-from gdn_dispatch.testing.numbers import as_bytes
 from tests.support.public_calls import DIMS, FUNCTIONS, SLOTS, STARTS, TOKENS
 
 H, HV, K, V, W, D = DIMS.H, DIMS.HV, DIMS.K, DIMS.V, DIMS.W, DIMS.D

@@ -11,10 +11,8 @@ from gdn_dispatch import (
     gdn_attention,
     plan_batch,
 )
-from tests.support import public_calls
 from gdn_dispatch.testing.layer_inputs import LayerDims, random_layer, random_tokens
 from gdn_dispatch.testing.numbers import relative_error, same_bits
-from tests.support.rule_calls import forms
 from gdn_dispatch.testing.rule_inputs import (
     Dims,
     cu_seqlens,
@@ -22,6 +20,8 @@ from gdn_dispatch.testing.rule_inputs import (
     random_states,
     starts_of,
 )
+from tests.support import public_calls
+from tests.support.rule_calls import forms
 
 DIMS = Dims(H=2, HV=4, K=16, V=8)
 LAYER = LayerDims(H=2, HV=4, K=16, V=8, W=4)

@@ -15,8 +15,8 @@ from gdn_dispatch.hookspecs import hookimpl
 from gdn_dispatch.plugins.discovery import GROUP
 from gdn_dispatch.plugins.manager import load
 from gdn_dispatch.selection import dispatch
-from gdn_dispatch.torch_backend import plugin as torch_plugin
 from gdn_dispatch.testing.loopback import Loopback, info, loopback
+from gdn_dispatch.torch_backend import plugin as torch_plugin
 
 
 @pytest.fixture(autouse=True)

@@ -5,21 +5,25 @@ and read the difference.
 """
 
 import os
+import sys
+import types
 from importlib import metadata
 from pathlib import Path
 
 import pytest
 import torch
 
-from gdn_dispatch import errors
+from gdn_dispatch import chunk_gated_delta_rule, errors
 from gdn_dispatch.capability import Capability, Feature
 from gdn_dispatch.config import Config, read
+from gdn_dispatch.hookspecs import hookimpl
 from gdn_dispatch.plugins.discovery import GROUP
 from gdn_dispatch.plugins.manager import load
 from gdn_dispatch.selection import dispatch, report
 from gdn_dispatch.selection.dispatch import bind, explain, use_backend
-from gdn_dispatch.testing.loopback import EVERYTHING, call, loopback
+from gdn_dispatch.testing.loopback import EVERYTHING, Loopback, call, info, loopback
 from gdn_dispatch.types import Available, ProviderInfo, Unavailable
+from tests.support.fake_packages import distribution
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -130,6 +134,43 @@ def test_a_refused_call_says(name, error, facts, backend):
         bind(facts, backend, inputs=inputs, options=options)
     assert_golden(name, str(caught.value))
     assert caught.value.rejections
+
+
+@pytest.mark.parametrize(
+    ("name", "plugin", "publishers"),
+    [
+        ("published_twice", loopback("acme"), ("gdn-one", "gdn-two")),
+        ("written_for_another_hook_api", loopback("acme", hook_api=2), ("gdn-acme",)),
+        ("breaks_the_contract", loopback("emca", priority="high"), ("gdn-acme",)),
+        ("probe_raised", loopback("acme", answer=OSError("bus error")), ("gdn-acme",)),
+    ],
+)
+def test_a_call_of_a_broken_plugin_says(tmp_path, monkeypatch, name, plugin, publishers):
+    module = types.ModuleType("fake_acme")
+    module.plugin = plugin
+    monkeypatch.setitem(sys.modules, "fake_acme", module)
+    found = [
+        entry
+        for publisher in publishers
+        for entry in distribution(tmp_path, publisher, "acme", "fake_acme:plugin")
+    ]
+    dispatch.install(load(Config(), entry_points=found, builtins={}), Config())
+    with pytest.raises(errors.BackendUnavailableError) as caught:
+        bind(call(), "acme")
+    assert_golden(name, str(caught.value))
+
+
+def test_a_hook_that_returns_something_else_is_named(machine):
+    class Careless(Loopback):
+        @hookimpl
+        def gated_delta_rule(self, request):
+            return request.v, None
+
+    machine.register(Careless(info("careless")), "careless")
+    x = torch.zeros(1, 1, 1, 1)
+    with pytest.raises(errors.BackendContractError) as caught:
+        chunk_gated_delta_rule(x, x, x, x[..., 0], x[..., 0], backend="careless")
+    assert_golden("hook_result", str(caught.value))
 
 
 def test_a_backend_from_the_environment_that_is_refused_says_so(machine):

@@ -9,8 +9,8 @@ from gdn_dispatch.errors import BackendContractError
 from gdn_dispatch.hookspecs import hookimpl
 from gdn_dispatch.plugins import inspection
 from gdn_dispatch.plugins.registry import Registry
-from gdn_dispatch.types import HOOK_API_VERSION, Available, GDNOutput
 from gdn_dispatch.testing.loopback import Loopback, info, loopback
+from gdn_dispatch.types import HOOK_API_VERSION, Available, GDNOutput
 
 
 class WithDefault(Loopback):

@@ -19,8 +19,8 @@ from gdn_dispatch.hookspecs import hookimpl
 from gdn_dispatch.plugins.registry import Registry
 from gdn_dispatch.selection import dispatch
 from gdn_dispatch.selection.dispatch import bind, current_backend, explain, lookup, use_backend
-from gdn_dispatch.types import GDNOutput, Unavailable
 from gdn_dispatch.testing.loopback import call, loopback
+from gdn_dispatch.types import GDNOutput, Unavailable
 
 KEY = ("gdn_attention", "cpu")
 

@@ -14,8 +14,8 @@ from gdn_dispatch.selection.resolver import (
     Choice,
     resolve,
 )
-from gdn_dispatch.types import ProviderInfo, Unavailable
 from gdn_dispatch.testing.loopback import EVERYTHING, call, candidate, unavailable
+from gdn_dispatch.types import ProviderInfo, Unavailable
 
 ACCELERATORS = ("cuda", "npu", "xpu")
 NOT_K96 = Capability(features=EVERYTHING.features, head_dims_k=(64, 128))

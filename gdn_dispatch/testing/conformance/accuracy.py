@@ -135,6 +135,14 @@ class AccuracyTests(Conformance):
         assert relative_error(final, torch.stack([s for _, s in exact])) < 1e-6
 
     @forms
+    @needs(Feature.VARLEN)
+    def test_autocast_does_not_change_the_arithmetic(self, subject, form):
+        inputs, states = packed_case(subject)
+        with torch.autocast(subject.device.type, dtype=torch.bfloat16):
+            got = subject.rule(form, inputs, LENGTHS, initial_state=states)
+        assert_close(got, oracle(inputs, LENGTHS, states), LENGTHS, subject.tolerance())
+
+    @forms
     @pytest.mark.parametrize("scale", [None, 1.0, 0.0, -2.5, 3])
     @needs(Feature.VARLEN)
     def test_scale(self, subject, form, scale):

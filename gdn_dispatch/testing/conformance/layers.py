@@ -70,6 +70,48 @@ class LayerTests(Conformance):
         limit = subject.tolerance(dtype)
         assert_step(subject, layer, tokens, LENGTHS, pools, output, slots, limit=limit)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @layer_test()
+    def test_states_are_finer_than_the_activations(self, subject, dtype):
+        """As fine as their pool: rounded in every step, they would drift away."""
+        if subject.state_dtype is not torch.float32:
+            pytest.skip("declares no fp32 states")
+        dims, layer, tokens = case(subject, dtype=dtype)
+        pools = subject.pools(5, dims, dtype=dtype)
+        slots = [4, 0, 3, 1, 2]
+        subject.serve(
+            pools, layer, tokens, LENGTHS, state_indices=slots, has_initial_state=[False] * 5
+        )
+        for length, slot in zip(LENGTHS, slots, strict=True):
+            state = pools.state(slot)
+            assert not length or not torch.equal(state, state.to(dtype).float()), f"{length} tokens"
+
+    @layer_test()
+    def test_real_width_of_the_layer(self, subject):
+        """Real head dims; and wide enough that a convolution in blocks of tokens takes several."""
+        lengths, slots = (300, 1), [1, 0]
+        dims, layer, tokens = case(
+            subject, lengths, dims=subject.layer_dims(H=4, HV=8, K=128, V=128)
+        )
+        pools = subject.pools(2, dims)
+        output = subject.serve(
+            pools, layer, tokens, lengths, state_indices=slots, has_initial_state=[False] * 2
+        )
+        limit = subject.tolerance()
+        assert_step(subject, layer, tokens, lengths, pools, output, slots, limit=limit)
+
+    @layer_test()
+    def test_autocast_does_not_change_the_arithmetic_of_the_layer(self, subject):
+        dims, layer, tokens = case(subject)
+        pools = subject.pools(5, dims)
+        slots = [4, 0, 3, 1, 2]
+        with torch.autocast(subject.device.type, dtype=torch.bfloat16):
+            output = subject.serve(
+                pools, layer, tokens, LENGTHS, state_indices=slots, has_initial_state=[False] * 5
+            )
+        limit = subject.tolerance()
+        assert_step(subject, layer, tokens, LENGTHS, pools, output, slots, limit=limit)
+
     @pytest.mark.parametrize("cut", [1, 3, 32, 39])
     @layer_test()
     def test_continued_prefill_equals_one_prefill(self, subject, cut):

@@ -42,6 +42,17 @@ class StateTests(Conformance):
         assert_close((output, final), exact, LENGTHS, subject.tolerance())
 
     @forms
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @needs(Feature.VARLEN)
+    def test_final_state_is_finer_than_the_activations(self, subject, form, dtype):
+        """It goes into the next call: rounded in every one, it would drift away."""
+        inputs, states = packed_case(subject)
+        _, final = subject.rule(form, inputs.to(dtype), LENGTHS, initial_state=states)
+        for n, length in enumerate(LENGTHS):
+            if length:
+                assert not torch.equal(final[n], final[n].to(dtype).float()), f"{length} tokens"
+
+    @forms
     @needs(Feature.VARLEN)
     def test_final_state_only_on_request(self, subject, form):
         inputs, states = packed_case(subject)
