@@ -28,7 +28,7 @@ class Feature(str, Enum):
     AUTOGRAD = "gradients"
     BATCH_INVARIANT = "batch invariance"
     META_UPDATE = "metadata updated in place"
-    NO_HOST_READ = "no read of a device tensor on the host"
+    NO_HOST_READ = "no read of a device tensor on the host"  # a CPU-only backend need not care
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,6 +27,20 @@ class LayerKernels(Protocol[HeadsT]):
     Every kernel works on the rows of one group (``request.meta.prefill``, ``.decode`` or
     ``.speculative``) and honours slots, padding and ``has_initial_state`` itself, so that nothing
     needs to be gathered, masked or scattered around it.
+
+    Slots, with A = ``num_accepted_tokens`` of a speculative row and ``len`` its draft tokens:
+
+        row          state: reads   state: writes                conv line: reads   writes
+        ordinary     slot           slot, after the last token   columns 0 .. W-2   the same
+        speculative  column A-1     column t, after token t      column 0's slot,   column 0's slot,
+                     of its slots                                columns A-1 ..     columns 0 ..
+                                                                 A+W-3              W-3+len
+
+    A padding slot in column 0 makes the row padding; in a later column it means: drop that state.
+
+    Sizes of zero reach a kernel: no tokens, no rows, rows without tokens. An eager backend takes
+    lengths and checkpoints from the host's side (``group.host``, ``meta.plan``), a captured one
+    from the tensors, whose tails are padded after ``ChunkMeta.update_``.
     """
 
     def conv_prefill(
@@ -42,7 +56,11 @@ class LayerKernels(Protocol[HeadsT]):
     def heads_and_gates(
         self, conv: torch.Tensor, a: torch.Tensor, b: torch.Tensor, request: GDNRequest
     ) -> HeadsT:
-        """Split ``conv`` into heads and compute decay and beta, for all rows of the step."""
+        """Split ``conv`` into heads and compute decay and beta, for all rows of the step.
+
+        Rows of padding and past the last sequence hold anything, NaN included; nobody reads what
+        becomes of them.
+        """
 
     def chunk_rule(self, heads: HeadsT, group: SequenceGroup, request: GDNRequest) -> None:
         """Run the group's sequences in chunks; write ``request.out`` and ``ssm_state``.

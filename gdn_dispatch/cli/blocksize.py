@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -73,6 +73,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state-dtype", metavar="DTYPE", help="of the recurrent state")
     parser.add_argument("--kv-dtype", metavar="DTYPE", help="of keys and values, such as fp8")
     parser.add_argument(
+        "--token-bytes", **integer, help="of keys and values, where the cache is packed or scaled"
+    )
+    parser.add_argument(
         "--multiple", **integer, help="what the backend takes multiples of, in place of its own"
     )
     parser.add_argument(
@@ -98,6 +101,8 @@ def run(args: argparse.Namespace) -> int:
         state_dtype=args.state_dtype,
         kv_dtype=args.kv_dtype,
     )
+    if args.token_bytes is not None:
+        model = replace(model, attention=replace(model.attention, token_bytes=args.token_bytes))
     backend = _backend(args.backend, args.multiple)
     engine = args.engine or (VLLM_ASCEND if backend.device_type == "npu" else VLLM)
     sizes = _sizes(args, model, backend, engine)
@@ -196,7 +201,7 @@ def _not_installed(name: str, known: frozenset[str]) -> str:
     way_out = "Say the multiple by hand: --multiple N"
     if name in OFFICIAL:
         way_out = (
-            f"Install the package gdn-dispatch-{name}, which needs no device to be asked, "
+            f"Install it (pip install gdn-dispatch-{name}; no device is needed for this), "
             "or say the multiple by hand: --multiple N"
         )
     elif near := difflib.get_close_matches(name, {*known, *OFFICIAL}, n=1):

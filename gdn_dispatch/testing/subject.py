@@ -51,12 +51,14 @@ class Subject:
 
     Attributes:
         name: As in ``backend="name"``.
+        version: Of its distribution, or what it says itself.
         info: What it says of itself.
         device: Where it is tested.
         tolerances: Its own relative errors by dtype, where they differ from ``TOLERANCES``.
     """
 
     name: str
+    version: str
     info: BackendInfo
     device: torch.device
     tolerances: Mapping[str, float]
@@ -262,7 +264,8 @@ def find_subject(name: str, device: str | None, tolerances: Mapping[str, float])
     if not isinstance(plugin, LoadedPlugin) or not isinstance(plugin.availability, Available):
         return None
     where = device or next(iter(plugin.info.device_types), "cpu")
-    return Subject(name, plugin.info, torch.device(where), tolerances)
+    version = plugin.version or plugin.info.version
+    return Subject(name, str(version), plugin.info, torch.device(where), tolerances)
 
 
 def why_not_here(name: str) -> str:

@@ -80,7 +80,7 @@ class Conformance:
             pytest.skip("not declared: " + "; ".join(undeclared))
         facts = {
             "subject": {"backend": name, "device": _device_name(found.device),
-                        "version": str(found.info.version), "torch": str(torch.__version__)},
+                        "version": found.version, "torch": str(torch.__version__)},
             "features": sorted(feature.name for feature in features),
             "undeclared": list(undeclared),
         }  # fmt: skip

@@ -82,6 +82,20 @@ class RefusalTests(Conformance):
         assert torch.equal(pools.pages, before)
         assert (out == 7.0).all()
 
+    @pytest.mark.parametrize("slot", [4, 2**31 - 1])
+    @layer_test()
+    def test_slot_outside_the_pools_is_refused_where_the_host_can_see_it(self, subject, slot):
+        if subject.device.type != "cpu":
+            pytest.skip("slots given as tensors cannot be looked at without stalling the device")
+        pools, arguments = self.layer_call(subject)
+        before = pools.pages.clone()
+        slots = torch.tensor([3, 0, slot])
+        arguments["meta"] = subject.meta(LENGTHS, device={"state_indices": slots})
+        with pytest.raises(GDNDispatchError, match=f"slot {slot}"):
+            gdn_attention(**arguments)
+        assert torch.equal(pools.pages, before)
+        assert (arguments["out"] == 7.0).all()
+
     @layer_test()
     def test_the_layer_call_is_good_before_it_is_spoilt(self, subject):
         _, arguments = self.layer_call(subject)
