@@ -1,4 +1,4 @@
-# make demo | test | lint | types | parity | bench
+# make demo | test | lint | types | parity | packaging | matrix | bench
 # Everything runs in .venv, made here from pinned versions; nothing else needs to be installed.
 
 PYTHON ?= python3
@@ -6,13 +6,13 @@ BIN := .venv/bin
 PEERS := .venv-peers/bin
 PEER_PACKAGES := fla-core==0.6.0 vllm==0.33.0
 
-.PHONY: demo test lint types check parity bench bench-metadata clean
+.PHONY: demo test lint types check parity packaging matrix bench bench-metadata clean
 
 demo: .venv/installed
 	$(BIN)/gdn-dispatch demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 -m "not packaging"
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -26,6 +26,15 @@ check: lint types test
 # The peers' own metadata functions, read from their wheels; neither is imported nor needs a GPU.
 parity: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/parity
+
+# The wheels: built, installed into new environments, and used from there.
+packaging: .venv/installed
+	$(BIN)/python -m pytest -m packaging tests/packaging
+
+# Every leg of noxfile.py that this machine has a Python for, each in its own environment. pyenv's
+# commands answer for the versions named in PYENV_VERSION; without pyenv it is empty.
+matrix: .venv/installed
+	PYENV_VERSION=$$(pyenv versions --bare 2>/dev/null | paste -sd: -) $(BIN)/nox
 
 # The rows of the README, written to benchmarks/results.
 bench: .venv/installed
@@ -51,4 +60,4 @@ bench-metadata: .venv-peers/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

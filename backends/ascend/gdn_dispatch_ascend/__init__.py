@@ -1,0 +1,1 @@
+"""The Ascend NPU backend of ``gdn_dispatch``; ``plugin`` is what the entry point names."""

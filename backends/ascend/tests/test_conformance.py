@@ -1,0 +1,10 @@
+"""The conformance kit, on this backend."""
+
+from pathlib import Path
+
+from gdn_dispatch.testing import GDNBackendTests
+
+
+class TestConformance(GDNBackendTests):
+    backend = "ascend"
+    xfails = Path(__file__).with_name("xfails.txt")

@@ -1,0 +1,37 @@
+"""The hooks of the CPU backend: what it is, and whether it can run here.
+
+No compute hook: the kernels come with a later version, and until then nothing is declared.
+"""
+
+from __future__ import annotations
+
+from gdn_dispatch import BackendInfo, Unavailable, hookimpl
+from gdn_dispatch_cpu import meta
+from gdn_dispatch_cpu.capability import CAPABILITY
+
+__all__ = ["backend_info", "probe"]
+
+
+@hookimpl
+def backend_info() -> BackendInfo:
+    """See ``gdn_dispatch.hookspecs``."""
+    return BackendInfo(
+        name="cpu",
+        device_types=("cpu",),
+        capability=CAPABILITY,
+        priority=50,
+        hook_api=1,  # a number, not the installed core's: this is what the hooks were written for
+        chunk_size=meta.CHUNK_SIZE,
+        block_sizes=meta.BLOCK_SIZES,
+        conv_block_size=meta.CONV_BLOCK_SIZE,
+        block_size_multiple=meta.BLOCK_SIZE_MULTIPLE,
+        summary="native CPU kernels; no kernels yet",
+    )
+
+
+@hookimpl
+def probe() -> Unavailable:
+    """See ``gdn_dispatch.hookspecs``."""
+    from gdn_dispatch_cpu.probe import probe_machine
+
+    return probe_machine()

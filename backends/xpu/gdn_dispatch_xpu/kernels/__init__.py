@@ -1,0 +1,1 @@
+"""Where our own kernels for Intel GPUs will live; each opens with its mathematics. None yet."""
