@@ -1,4 +1,4 @@
-# make demo | test | lint | types | parity | packaging | matrix | bench
+# make demo | test | lint | types | parity | mutants | packaging | matrix | bench
 # Everything runs in .venv, made here from pinned versions; nothing else needs to be installed.
 
 PYTHON ?= python3
@@ -6,13 +6,13 @@ BIN := .venv/bin
 PEERS := .venv-peers/bin
 PEER_PACKAGES := fla-core==0.6.0 vllm==0.33.0
 
-.PHONY: demo test lint types check parity packaging matrix bench bench-metadata clean
+.PHONY: demo test lint types check parity mutants packaging matrix bench bench-metadata clean
 
 demo: .venv/installed
 	$(BIN)/gdn-dispatch demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2 -m "not packaging"
+	$(BIN)/python -m pytest -n 2 -m "not packaging and not mutants"
 
 lint: .venv/installed
 	$(BIN)/ruff check .
@@ -26,6 +26,10 @@ check: lint types test
 # The peers' own metadata functions, read from their wheels; neither is imported nor needs a GPU.
 parity: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/parity
+
+# Broken copies of the torch backend, each of which the conformance kit has to find.
+mutants: .venv/installed
+	$(BIN)/python -m pytest -n 2 -m mutants tests/kit
 
 # The wheels: built, installed into new environments, and used from there.
 packaging: .venv/installed

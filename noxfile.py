@@ -49,7 +49,7 @@ def core(session: nox.Session) -> None:
     if brings_cuda(session):
         session.skip("pip finds no CPU build of torch for this Python: name an index that has one")
     install(session, "-e", ".[dev]")
-    pytest(session, "-n", "2", "-m", "not packaging", "--ignore", "tests/docs")
+    pytest(session, "-n", "2", "-m", "not packaging and not mutants", "--ignore", "tests/docs")
 
 
 def backend(session: nox.Session) -> None:

@@ -1,4 +1,4 @@
-"""The command line: ``gdn-dispatch doctor | explain | bench | demo``.
+"""The command line: ``gdn-dispatch doctor | explain | blocksize | bench | demo``.
 
 Every command is a module of this package with ``add_arguments(parser)`` and ``run(args) -> int``.
 Only the one that was asked for is imported, and whatever is heavy is imported inside its ``run``,
