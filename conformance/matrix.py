@@ -46,7 +46,7 @@ class Column:
         if self.report is None:
             return "declared"
         counts = self.report["features"].get(feature.name, {})
-        total = sum(counts.values())
+        total = sum(counts.values()) - counts.get("skipped", 0)
         return f"{counts.get('passed', 0)} of {total}"
 
     @property
