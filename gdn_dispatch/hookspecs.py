@@ -110,8 +110,8 @@ def gdn_attention(request: GDNRequest) -> GDNOutput:  # type: ignore[empty-body]
     padded rows, with zeros), must update only the slots the plan names, and must not read a device
     tensor on the host. Slots and accepted counts that came as tensors are the backend's to refuse
     where it can look at them (on a CPU), before anything is written. Runs in the caller's grad and
-    autocast modes, which must not change the arithmetic. Work is queued on the current stream. Must
-    return ``GDNOutput(request.out, None)``. Optional: a backend without it
+    autocast modes, which must not change the arithmetic. Work is queued on the current stream.
+    Must return ``GDNOutput(request.out, None)``. Optional: a backend without it
     serves the recurrence only.
 
     .. versionadded:: 0.1

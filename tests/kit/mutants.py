@@ -449,6 +449,29 @@ MUTANTS: tuple[Mutant, ...] = (
         "request.out[start + 1 : end].zero_()",
         "the first output row of a padded sequence is not zeroed",
     ),
+    Mutant(
+        "output_written_before_a_refusal",
+        "layer.py",
+        "return run_layer(request, _Kernels(request, meta))",
+        "request.out.zero_()\n    return run_layer(request, _Kernels(request, meta))",
+        "the output is written before slots outside the pools are refused",
+    ),
+    Mutant(
+        "state_written_before_a_refusal",
+        "layer.py",
+        "rows.append(_Row(n, start, length, source, target))",
+        "rows.append(_Row(n, start, length, source, target))\n"
+        "            if source is None:\n"
+        "                self.state[target].zero_()",
+        "states that start from zero are zeroed before slots outside the pools are refused",
+    ),
+    Mutant(
+        "slot_outside_the_pools",
+        "layer.py",
+        "if slot >= self.pool:",
+        "slot %= self.pool\n        if slot >= self.pool:",
+        "a slot outside the pools becomes one inside",
+    ),
     # -- metadata --------------------------------------------------------------------------------
     Mutant(
         "slots_of_the_first_call",
@@ -517,13 +540,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "tuple((o, history[s]) for o, s in self.checkpoints.get(row.number, ())),",
         "(),",
         "a checkpoint lacks the conv history",
-    ),
-    Mutant(
-        "checkpoint_in_a_padding_slot",
-        "layer.py",
-        'target = self._slot("checkpoint_indices", slot)',
-        "target = slot",
-        "a checkpoint whose slot is padding is written",
     ),
     # -- convolution -----------------------------------------------------------------------------
     Mutant(

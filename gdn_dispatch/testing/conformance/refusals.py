@@ -61,8 +61,8 @@ class RefusalTests(Conformance):
         layer = random_layer(dims, dtype=subject.dtype)
         tokens = random_tokens(sum(LENGTHS), dims, dtype=subject.dtype)
         pools = subject.pools(4, dims)
-        pools.ssm.zero_()
-        pools.conv.zero_()
+        pools.ssm.fill_(0.25)  # not zero: that is what a backend may write too early
+        pools.conv.fill_(0.25)
         shape = (sum(LENGTHS), dims.HV, dims.V)
         arguments = on_device(tokens.arguments | layer.arguments, subject.device)
         return pools, arguments | pools.arguments | {
@@ -89,8 +89,11 @@ class RefusalTests(Conformance):
             pytest.skip("slots given as tensors cannot be looked at without stalling the device")
         pools, arguments = self.layer_call(subject)
         before = pools.pages.clone()
-        slots = torch.tensor([3, 0, slot])
-        arguments["meta"] = subject.meta(LENGTHS, device={"state_indices": slots})
+        given = {
+            "state_indices": torch.tensor([3, 0, slot]),
+            "has_initial_state": torch.zeros(3, dtype=torch.bool),
+        }
+        arguments["meta"] = subject.meta(LENGTHS, device=given)
         with pytest.raises(GDNDispatchError, match=f"slot {slot}"):
             gdn_attention(**arguments)
         assert torch.equal(pools.pages, before)
