@@ -65,6 +65,15 @@ for _name in BACKENDS:
     nox.session(backend, name=_name)
 
 
+@nox.session(python="3.11")
+def vllm(session: nox.Session) -> None:
+    """The CPU engine of vLLM, served through this package, beside transformers."""
+    session.install("-r", "tests/vllm/requirements.txt")  # vLLM pins a world of its own
+    session.run("pip", "uninstall", "-y", "torchaudio", "torchcodec")  # builds for CUDA
+    session.install("--no-deps", "-e", ".")
+    pytest(session, "tests/vllm")
+
+
 @nox.session
 def packaging(session: nox.Session) -> None:
     """The wheels, built, installed into new environments and used."""
