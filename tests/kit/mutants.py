@@ -432,8 +432,9 @@ MUTANTS: tuple[Mutant, ...] = (
         "padding_is_written",
         "layer.py",
         'target = self._slot("state_indices", int(write[n]))',
-        "target = int(write[n])",
-        "a padding write slot is written",
+        "slot = int(write[n])\n"
+        '            target = self._slot("state_indices", slot % self.pool if slot < 0 else slot)',
+        "a negative write slot, which is padding, is counted from the end of the pool",
     ),
     Mutant(
         "pad_slot_is_a_slot",

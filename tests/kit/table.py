@@ -18,8 +18,8 @@ HEAD = """\
 # Mutants of the torch backend
 
 Every line is the torch backend with one fault (`mutants.py`), and the test of the conformance kit
-that found it first; the random serving trace is asked last. `make mutants` shows that each is still
-found; `python tests/kit/table.py` writes this page.
+that found it first; the random serving trace and `torch.compile` are asked last. `make mutants`
+shows that each is still found; `python tests/kit/table.py` writes this page.
 
 | mutant | what is wrong | killed by |
 |---|---|---|
