@@ -5,9 +5,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gdn_dispatch.testing.conformance.serving import run
 from gdn_dispatch.testing.layer_inputs import LayerDims
 from gdn_dispatch.testing.pools import PoolLayout
-from gdn_dispatch.testing.trace import Setting, Trace
+from gdn_dispatch.testing.trace import Setting
 
 FULL = Setting(
     dims=LayerDims(H=2, HV=4, K=8, V=12, W=4),
@@ -18,16 +19,6 @@ FULL = Setting(
 )
 EVERYTHING = {"decode", "draft", "prefill", "checkpointed", "checkpoint", "resumed", "left",
               "moved", "padding", "empty"}  # fmt: skip
-
-
-def run(setting, seed, steps):
-    trace = Trace(setting, seed)
-    for number in range(steps):
-        try:
-            trace.step()
-        except AssertionError as error:
-            raise AssertionError(f"step {number}: {error}") from error
-    return trace
 
 
 def test_two_thousand_steps():
