@@ -22,7 +22,7 @@ from gdn_dispatch.calls.validation import (
     refuse,
 )
 from gdn_dispatch.capability import CallFacts, Feature
-from gdn_dispatch.errors import BackendContractError, MetadataError
+from gdn_dispatch.errors import BackendContractError, InvalidPlanError, MetadataError
 from gdn_dispatch.meta import ChunkMeta
 from gdn_dispatch.plan.arrays import int32_array
 from gdn_dispatch.plan.batch import check_starts, plan_batch
@@ -227,12 +227,15 @@ def _rule_meta(
                 "the host's copy of cu_seqlens, or meta",
                 hint="nothing reads a device tensor on the host",
             )
-        name = "cu_seqlens_cpu" if cu_seqlens is None else "cu_seqlens"
-        lengths = int32_array(name, lengths)
-        check_starts(name, lengths)
-        if lengths[-1] > shape.T:
-            refuse(name, f"sequences that end at token {lengths[-1]}", f"at most T = {shape.T}")
-        plan = plan_batch(lengths, total_tokens=shape.T)
+        try:
+            plan = plan_batch(lengths, total_tokens=shape.T)
+        except InvalidPlanError:
+            # The same faults under the name they were given by; every layer of a model comes here,
+            # so good lengths are looked at once.
+            _refuse_lengths(
+                "cu_seqlens_cpu" if cu_seqlens is None else "cu_seqlens", lengths, shape.T
+            )
+            raise
         return run_build_chunk_meta(plan, device, None, None, None, None, None, _name(bound))
     check_meta(meta, shape.T, device, serving=False)
     check_owner(meta, bound)
@@ -246,6 +249,13 @@ def _rule_meta(
     if cu_seqlens is not None and cu_seqlens.shape[0] != meta.plan.num_seqs + 1:
         refuse("cu_seqlens", cu_seqlens, f"[N+1] with meta's N = {meta.plan.num_seqs}")
     return meta  # type: ignore[no-any-return]
+
+
+def _refuse_lengths(name: str, lengths: Any, T: int) -> None:
+    starts = int32_array(name, lengths)
+    check_starts(name, starts)
+    if starts[-1] > T:
+        refuse(name, f"sequences that end at token {starts[-1]}", f"at most T = {T}")
 
 
 def _host_lengths(cu_seqlens: Any, cu_seqlens_cpu: Any) -> Any:
