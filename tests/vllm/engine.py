@@ -2,11 +2,14 @@
 
 The job: ``model``; ``options`` of ``vllm.LLM``; ``rounds``, each a list of prompts (token ids)
 that are generated together, one round after the other; ``max_tokens``; ``vocabulary``, its size;
-``logprobs``, whether those of all of it are wanted.
+``logprobs``, whether those of all of it are wanted; ``forced``, whether every answer is one token
+repeated, so that two engines are compared on the same contexts, and the prompts' own
+log-probabilities are wanted, too.
 
 The result: for every round and prompt its ``tokens``, ``cached`` (tokens of the prompt found in the
-prefix cache) and ``logprobs`` ([token][vocabulary]); ``workers``, the counters of every rank;
-``drafts``, how many draft tokens were proposed and accepted.
+prefix cache) and ``logprobs`` ([token][vocabulary]; a forced one's begin with its prompt's);
+``workers``, the counters of every rank; ``drafts``, how many draft tokens were proposed and
+accepted.
 """
 
 import json
@@ -46,8 +49,11 @@ def main() -> None:
     )
     rounds = []
     for prompts in job["rounds"]:
+        each = [sampling] * len(prompts)
+        if job.get("forced"):
+            each = [forced(sampling, prompt) for prompt in prompts]
         outputs = llm.generate(
-            [{"prompt_token_ids": prompt} for prompt in prompts], sampling, use_tqdm=False
+            [{"prompt_token_ids": prompt} for prompt in prompts], each, use_tqdm=False
         )
         rounds.append([describe(output, vocabulary) for output in outputs])
     result = {
@@ -58,13 +64,22 @@ def main() -> None:
     Path(sys.argv[2]).write_text(json.dumps(result))
 
 
+def forced(sampling, prompt):
+    """Every answered token is the prompt's last one; log-probabilities are those before that."""
+    mine = sampling.clone()
+    mine.allowed_token_ids = [prompt[-1]]
+    mine.prompt_logprobs = -1
+    return mine
+
+
 def describe(output, vocabulary):
     completion = output.outputs[0]
     rows = None
     if completion.logprobs is not None:
+        steps = [step for step in output.prompt_logprobs or () if step is not None]
         rows = [
             [step[token].logprob if token in step else None for token in range(vocabulary)]
-            for step in completion.logprobs
+            for step in (*steps, *completion.logprobs)
         ]
     return {
         "tokens": list(completion.token_ids),

@@ -38,15 +38,16 @@ def sizes(vocab: int, head_k: int, head_v: int) -> dict:
     }
 
 
-def write_qwen3_5(to: Path, *, vocab=512, head_k=32, head_v=64, dtype="float32") -> Path:
+def write_qwen3_5(to: Path, *, vocab=512, head_k=32, head_v=64, dtype="float32", seed=0) -> Path:
     """Dense. K differs from V, so that a state in the wrong layout cannot go unnoticed."""
     from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
     from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM
 
-    return _write(Qwen3_5ForCausalLM, Qwen3_5TextConfig(**sizes(vocab, head_k, head_v)), to, dtype)
+    config = Qwen3_5TextConfig(**sizes(vocab, head_k, head_v))
+    return _write(Qwen3_5ForCausalLM, config, to, dtype, seed)
 
 
-def write_qwen3_next(to: Path, *, vocab=512, head_k=32, head_v=64, dtype="float32") -> Path:
+def write_qwen3_next(to: Path, *, vocab=512, head_k=32, head_v=64, dtype="float32", seed=0) -> Path:
     """Mixture of experts, projections interleaved per key head."""
     from transformers import Qwen3NextConfig, Qwen3NextForCausalLM
 
@@ -59,11 +60,11 @@ def write_qwen3_next(to: Path, *, vocab=512, head_k=32, head_v=64, dtype="float3
         decoder_sparse_step=1,
         norm_topk_prob=True,
     )
-    return _write(Qwen3NextForCausalLM, config, to, dtype)
+    return _write(Qwen3NextForCausalLM, config, to, dtype, seed)
 
 
-def _write(cls: type, config: object, to: Path, dtype: str) -> Path:
-    torch.manual_seed(0)
+def _write(cls: type, config: object, to: Path, dtype: str, seed: int) -> Path:
+    torch.manual_seed(seed)
     cls(config).to(getattr(torch, dtype)).eval().save_pretrained(to)
     return to
 

@@ -1,7 +1,8 @@
 """transformers in fp32 on the same tokens: ``python reference.py JOB.json RESULT.json``.
 
-The job: ``model``; ``sequences``, pairs of a prompt and the tokens an engine answered. The result:
-``logprobs`` of every answered token's position over the whole vocabulary.
+The job: ``model``; ``sequences``, pairs of a prompt and the tokens an engine answered; ``prompt``,
+whether the prompt's positions are wanted, too. The result: ``logprobs`` of every answered token's
+position (and before them the prompt's but its first) over the whole vocabulary.
 """
 
 import json
@@ -20,7 +21,8 @@ def main() -> None:
     for prompt, answer in job["sequences"]:
         with torch.no_grad():
             logits = model(torch.tensor([prompt + answer]), use_cache=False).logits[0]
-        rows = logits[len(prompt) - 1 : -1].log_softmax(-1)
+        first = 0 if job.get("prompt") else len(prompt) - 1
+        rows = logits[first:-1].log_softmax(-1)
         logprobs.append(rows.tolist())
     Path(sys.argv[2]).write_text(json.dumps({"logprobs": logprobs}))
 

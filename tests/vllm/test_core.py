@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import warnings
 from types import SimpleNamespace
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 import gdn_dispatch
-from gdn_dispatch.errors import MetadataError
+from gdn_dispatch.errors import IntegrationError, MetadataError
 from gdn_dispatch.integrations import vllm as integration
-from gdn_dispatch.integrations.vllm import registration
+from gdn_dispatch.integrations.vllm import blocks, registration
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -121,6 +122,26 @@ def test_missing_metadata_is_named():
         forward(layer, {layer.prefix: object()})
 
 
+def test_a_block_size_the_backend_cannot_use_ends_the_start_up(monkeypatch):
+    class Vllms:
+        def get_kv_cache_spec(self, vllm_config):
+            return "spec"
+
+    class WithSpec(Layer, Vllms):
+        pass
+
+    layer = WithSpec(gdn_selection=gdn_dispatch.explain())
+    cache = SimpleNamespace(block_size=528, mamba_cache_mode="none")
+    config = SimpleNamespace(cache_config=cache)
+    assert layer.get_kv_cache_spec(config) == "spec"
+    (torch_backend,) = (row for row in gdn_dispatch.list_backends() if row.name == "torch")
+    picky = dataclasses.replace(torch_backend.info, block_size_multiple=64)
+    rows = (dataclasses.replace(torch_backend, info=picky),)
+    monkeypatch.setattr(blocks, "list_backends", lambda: rows)
+    with pytest.raises(IntegrationError, match="Pass --block-size 576"):
+        layer.get_kv_cache_spec(config)
+
+
 @pytest.fixture
 def _unregistered(monkeypatch):
     monkeypatch.setattr(registration, "_status", integration.Status((), "", "not called"))
@@ -162,3 +183,4 @@ def test_the_mixin_comes_before_vllms_methods():
     for cls in (DispatchGatedDeltaNetAttention, DispatchOlmoHybridAttention):
         assert cls._forward_core is DispatchCore._forward_core
         assert cls.get_attn_backend is DispatchCore.get_attn_backend
+        assert cls.get_kv_cache_spec is DispatchCore.get_kv_cache_spec

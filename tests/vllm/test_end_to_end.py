@@ -15,9 +15,10 @@ import pytest
 def reference(run_script):
     """Log-probabilities of transformers in fp32, on the tokens an engine answered."""
 
-    def run(model, prompts, answers):
+    def run(model, prompts, answers, *, prompt=False):
         pairs = [(p, a["tokens"]) for p, a in zip(prompts, answers, strict=True)]
-        return run_script("reference.py", {"model": model, "sequences": pairs})["logprobs"]
+        job = {"model": model, "sequences": pairs, "prompt": prompt}
+        return run_script("reference.py", job)["logprobs"]
 
     return run
 
@@ -71,18 +72,28 @@ def test_fp32_is_transformers(serve, model, prompts, reference, name):
 
 @pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
 def test_bf16_is_no_worse_than_in_tree(serve, model, prompts, reference, name):
-    """Log-probabilities against fp32; the sampled tokens differ, so each has its own reference."""
+    """Log-probabilities against fp32, of both on the same contexts.
+
+    Left to themselves the two answer differently after a while, and which contexts an answer leads
+    to then decides more than the arithmetic does.
+    """
     path = model(name, head_k=128, head_v=128, dtype="bfloat16")
-    job = plain(path, prompts) | {"options": {"dtype": "bfloat16"}}
-    differences = {}
+    job = plain(path, prompts) | {"options": {"dtype": "bfloat16"}, "forced": True}
+    differences, expected = {}, None
     for side, env in (("ours", {}), ("in-tree", {"GDN_DISPATCH_DISABLE": "vllm"})):
         result = serve(job, **env)
         assert bool(total(result, "layer")) == (side == "ours")
-        expected = reference(path, prompts, result["rounds"][0])
-        differences[side] = mean_difference(result["rounds"][0], expected)
-        agree = [a == b for a, b in zip(tokens(result), greedy(expected), strict=True)]
-        print(name, side, differences[side], f"greedy as fp32: {sum(agree)} of {len(agree)}")
-    assert differences["ours"] <= 1.1 * differences["in-tree"]
+        answers = result["rounds"][0]
+        expected = expected or reference(path, prompts, answers, prompt=True)
+        differences[side] = mean_difference(answers, expected)
+        positions = [
+            (got.index(max(got)), row.index(max(row)))
+            for answer, rows in zip(answers, expected, strict=True)
+            for got, row in zip(answer["logprobs"], rows, strict=True)
+        ]
+        agree = sum(got == best for got, best in positions)
+        print(name, side, differences[side], f"greedy as fp32: {agree} of {len(positions)}")
+    assert differences["ours"] <= differences["in-tree"]
 
 
 # -- the same prompts, scheduled otherwise ---------------------------------------------------------

@@ -17,13 +17,18 @@ import pytest
 REQUESTS, ABORTED, TOKENS = 20, 6, 16
 
 
+@pytest.fixture(scope="module", params=["qwen3_5", "qwen3_next"])
+def path(request, model):
+    return model(request.param)
+
+
 @pytest.fixture(scope="module")
-def address(server, model):
+def address(server, path):
     options = [
         "--max-num-seqs", "4", "--max-num-batched-tokens", "64", "--max-model-len", "512",
         "--no-enable-prefix-caching",
     ]  # fmt: skip
-    return server(model("qwen3_5"), *options)
+    return server(path, *options)
 
 
 def post(address, prompt, *, give_up_after=None):
@@ -56,7 +61,7 @@ def post(address, prompt, *, give_up_after=None):
     return tokens
 
 
-def test_concurrent_requests_answer_as_alone(address):
+def test_concurrent_requests_answer_as_alone_and_as_transformers(address, path, run_script):
     rng = random.Random(17)
     prompts = [
         [rng.randrange(3, 512) for _ in range(rng.choice([1, 2, rng.randint(3, 300)]))]
@@ -80,3 +85,7 @@ def test_concurrent_requests_answer_as_alone(address):
             assert got == alone[number][: len(got)]
         else:
             assert got == alone[number]
+
+    sequences = list(zip(prompts, alone, strict=True))
+    logprobs = run_script("reference.py", {"model": path, "sequences": sequences})["logprobs"]
+    assert alone == [[row.index(max(row)) for row in rows] for rows in logprobs]

@@ -7,7 +7,7 @@ operator of its own, where graph compilation splits anyway.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from vllm.forward_context import get_forward_context
@@ -16,9 +16,13 @@ from vllm.platforms import current_platform
 
 from gdn_dispatch.api import gdn_attention
 from gdn_dispatch.errors import MetadataError
+from gdn_dispatch.integrations.vllm.blocks import check_block_size
 from gdn_dispatch.integrations.vllm.choice import choose
 from gdn_dispatch.integrations.vllm.metadata import DispatchGDNBackend, DispatchGDNMetadata
 from gdn_dispatch.integrations.vllm.observability import count
+
+if TYPE_CHECKING:
+    from gdn_dispatch.selection.resolver import Selection
 
 __all__ = ["DispatchCore"]
 
@@ -36,10 +40,11 @@ class DispatchCore:
     num_spec: int
     get_state_shape: Any
     get_state_dtype: Any
+    gdn_selection: Selection
 
     def check_backend(self, vllm_config: Any) -> None:
         """Raise, before weights are loaded, where no backend here can serve this layer."""
-        choose(
+        self.gdn_selection = choose(
             current_platform.device_type,
             self.get_state_shape(),
             self.get_state_dtype(),
@@ -47,6 +52,11 @@ class DispatchCore:
             conv_dim_first=is_conv_state_dim_first(),
             dtype=vllm_config.model_config.dtype,
         )
+
+    def get_kv_cache_spec(self, vllm_config: Any) -> Any:
+        """vLLM's; by now the block size is final, and a wrong one is refused."""
+        check_block_size(self.gdn_selection, vllm_config.cache_config)
+        return super().get_kv_cache_spec(vllm_config)  # type: ignore[misc]
 
     def get_attn_backend(self) -> type[Any]:
         """Whose metadata builder this layer wants."""

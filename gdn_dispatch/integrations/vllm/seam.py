@@ -158,6 +158,7 @@ def _layer(module: str, name: str, *parameters: str) -> tuple[Function, ...]:
         Function(f"{path}.__init__", parameters),
         Function(f"{path}._forward_core", ("mixed_qkv", "b", "a", "core_attn_out")),
         Function(f"{path}.get_attn_backend", ()),
+        Function(f"{path}.get_kv_cache_spec", ("vllm_config",)),
         Function(f"{path}.get_state_shape", ()),
         Function(f"{path}.get_state_dtype", ()),
     )
