@@ -51,6 +51,7 @@ from gdn_dispatch.types import (
     RuleRequest,
     Unavailable,
 )
+from gdn_dispatch.warmup import LayerSpec, warmup
 
 __version__ = "0.1.0"
 
@@ -72,6 +73,7 @@ __all__ = [
     "IntegrationError",
     "InvalidArgumentError",
     "InvalidPlanError",
+    "LayerSpec",
     "MetaRequest",
     "MetadataError",
     "ProviderInfo",
@@ -91,6 +93,7 @@ __all__ = [
     "list_backends",
     "plan_batch",
     "use_backend",
+    "warmup",
 ]
 
 # Last: plugins import the names above while it runs.

@@ -21,6 +21,7 @@ with warnings.catch_warnings():
     from vllm.forward_context import override_forward_context
     from vllm.model_executor.custom_op import op_registry_oot
 
+    from gdn_dispatch.integrations.vllm import core
     from gdn_dispatch.integrations.vllm.core import DispatchCore
     from gdn_dispatch.integrations.vllm.layer import DispatchGatedDeltaNetAttention
     from gdn_dispatch.integrations.vllm.metadata import DispatchGDNMetadata
@@ -43,6 +44,11 @@ class Layer(DispatchCore):
         self.kv_cache = (conv.view(SLOTS, W - 1, D), state.view(SLOTS, HV, V, K))
         self.conv1d = SimpleNamespace(weight=torch.randn(D, 1, W), bias=None)
         self.A_log, self.dt_bias = torch.randn(HV), torch.randn(HV)
+        self.num_spec, self.gdn_limits = 0, (4, 64)
+        self.get_state_dtype = lambda: (torch.float32, torch.float32)
+        self.gdn_selection = gdn_dispatch.explain(
+            head_dim_k=K, head_dim_v=V, num_heads=H, num_v_heads=HV, conv_width=W
+        )
         self.__dict__.update(more)
 
 
@@ -112,6 +118,19 @@ def test_a_run_without_metadata_writes_zeros_and_leaves_the_pools(context):
     assert torch.equal(layer.kv_cache[1], untouched.kv_cache[1])
 
 
+def test_a_run_without_metadata_warms_the_backend_up_once(monkeypatch):
+    calls = []
+    monkeypatch.setattr(core, "warmup", lambda spec, *_, **limits: calls.append((spec, limits)))
+    core._warm_up_once.cache_clear()
+    for _ in range(2):
+        forward(Layer(num_spec=2, gdn_limits=(3, 17)), None)
+    ((spec, limits),) = calls
+    assert (spec.num_heads, spec.num_v_heads, spec.head_dim_k, spec.head_dim_v) == (H, HV, K, V)
+    assert (spec.conv_width, spec.num_speculative_tokens, spec.conv_bias) == (W, 2, False)
+    assert limits == {"max_num_seqs": 3, "max_num_tokens": 17, "backend": "torch"}
+    core._warm_up_once.cache_clear()
+
+
 def test_missing_metadata_is_named():
     layer = Layer()
     with pytest.raises(MetadataError, match=r"chunk_meta: got None in the metadata of model\."):
@@ -130,7 +149,7 @@ def test_a_block_size_the_backend_cannot_use_ends_the_start_up(monkeypatch):
     class WithSpec(Layer, Vllms):
         pass
 
-    layer = WithSpec(gdn_selection=gdn_dispatch.explain())
+    layer = WithSpec()
     cache = SimpleNamespace(block_size=528, mamba_cache_mode="none")
     config = SimpleNamespace(cache_config=cache)
     assert layer.get_kv_cache_spec(config) == "spec"

@@ -7,6 +7,7 @@ operator of its own, where graph compilation splits anyway.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +18,10 @@ from vllm.platforms import current_platform
 from gdn_dispatch.api import gdn_attention
 from gdn_dispatch.errors import MetadataError
 from gdn_dispatch.integrations.vllm.blocks import check_block_size
-from gdn_dispatch.integrations.vllm.choice import choose
+from gdn_dispatch.integrations.vllm.choice import backend_argument, choose
 from gdn_dispatch.integrations.vllm.metadata import DispatchGDNBackend, DispatchGDNMetadata
 from gdn_dispatch.integrations.vllm.observability import count
+from gdn_dispatch.warmup import LayerSpec, warmup
 
 if TYPE_CHECKING:
     from gdn_dispatch.selection.resolver import Selection
@@ -41,6 +43,7 @@ class DispatchCore:
     get_state_shape: Any
     get_state_dtype: Any
     gdn_selection: Selection
+    gdn_limits: tuple[int, int]
 
     def check_backend(self, vllm_config: Any) -> None:
         """Raise, before weights are loaded, where no backend here can serve this layer."""
@@ -52,6 +55,8 @@ class DispatchCore:
             conv_dim_first=is_conv_state_dim_first(),
             dtype=vllm_config.model_config.dtype,
         )
+        scheduler = vllm_config.scheduler_config
+        self.gdn_limits = (scheduler.max_num_seqs, scheduler.max_num_batched_tokens)
 
     def get_kv_cache_spec(self, vllm_config: Any) -> Any:
         """vLLM's; by now the block size is final, and a wrong one is refused."""
@@ -87,6 +92,8 @@ class DispatchCore:
         """
         metadata = self._step_metadata()
         if metadata is None:
+            # vLLM runs the model like this once before it gives the memory to its pools.
+            self._warm_up(mixed_qkv)
             core_attn_out.zero_()
             count("layer:profile")
             return
@@ -121,6 +128,27 @@ class DispatchCore:
         core_attn_out[tokens:].zero_()
         count("layer")
 
+    def _warm_up(self, mixed_qkv: torch.Tensor) -> None:
+        facts = self.gdn_selection.facts
+        spec = LayerSpec(
+            num_heads=facts.num_heads,
+            num_v_heads=facts.num_v_heads,
+            head_dim_k=facts.head_dim_k,
+            head_dim_v=facts.head_dim_v,
+            dtype=mixed_qkv.dtype,
+            state_dtype=self.get_state_dtype()[1],
+            conv_width=facts.conv_width,
+            conv_bias=self.conv1d.bias is not None,
+            conv_dim_first=is_conv_state_dim_first(),
+            gate_dtype=self.A_log.dtype,
+            activation=self.activation,
+            allow_neg_eigval=bool(getattr(self, "allow_neg_eigval", False)),
+            num_speculative_tokens=self.num_spec,
+        )
+        _warm_up_once(
+            spec, mixed_qkv.device, *self.gdn_limits, backend_argument(self.gdn_selection)
+        )
+
     def _step_metadata(self) -> DispatchGDNMetadata | None:
         """This layer's, or None in a profile or warm-up run, when there may be no pools yet."""
         by_layer = get_forward_context().attn_metadata
@@ -146,3 +174,17 @@ class DispatchCore:
         unpacked = getattr(self.conv1d, "_cpu_unpacked_conv_weight", None)
         weight: torch.Tensor = self.conv1d.weight if unpacked is None else unpacked
         return weight.view(weight.shape[0], weight.shape[-1])
+
+
+@lru_cache(maxsize=16)
+def _warm_up_once(
+    spec: LayerSpec, device: torch.device, max_num_seqs: int, max_num_tokens: int, backend: str
+) -> None:
+    """All layers of a model are alike, and a model is run without metadata more than once."""
+    warmup(
+        spec,
+        device,
+        max_num_seqs=max_num_seqs,
+        max_num_tokens=max_num_tokens,
+        backend=backend,
+    )
