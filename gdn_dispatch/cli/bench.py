@@ -25,6 +25,7 @@ import torch
 
 from gdn_dispatch import __version__
 from gdn_dispatch.cli.doctor import environment
+from gdn_dispatch.cli.h200.arguments import add_arguments as add_h200_arguments
 from gdn_dispatch.cli.plots import budget_text, check_matplotlib, table, write_plots
 from gdn_dispatch.cli.progress import progress
 from gdn_dispatch.errors import InvalidArgumentError
@@ -116,22 +117,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", type=Path, metavar="FILE", help="write the results as JSON")
     parser.add_argument("--plot", type=Path, metavar="PREFIX", help="write plots, PNG and SVG")
     parser.add_argument("--list", action="store_true", help="show the cases and their budgets")
+    add_h200_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """0: every number is right, whatever the budgets say. 1: one is wrong, or a suite failed."""
-    # here, not above: cases imports this module
+    # here, not above: both import this module
     from gdn_dispatch.cli.cases import CASES, SHAPE
+    from gdn_dispatch.cli.h200 import suite
 
     suites = list(dict.fromkeys(case.suite for case in CASES))
+    for path in (args.output, args.plot):
+        if path is not None and not path.parent.is_dir():
+            raise InvalidArgumentError("folder", repr(str(path.parent)), "one that exists")
+    if args.suite == ["h200"]:  # needs a GPU, so nobody gets it without asking
+        return suite.run(args)
     for name in args.suite or ():
         if name not in suites:
             raise InvalidArgumentError("--suite", repr(name), f"one of {', '.join(suites)}")
     if args.rounds < 1:
         raise InvalidArgumentError("--rounds", str(args.rounds), "at least 1")
-    for path in (args.output, args.plot):
-        if path is not None and not path.parent.is_dir():
-            raise InvalidArgumentError("folder", repr(str(path.parent)), "one that exists")
     chosen = [case for case in CASES if case.suite in (args.suite or suites)]
     if args.list:
         for c in chosen:

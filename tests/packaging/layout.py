@@ -15,6 +15,8 @@ else:
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("ascend", "cpu", "cuda", "xpu")
+WITHOUT_KERNELS = ("ascend", "cpu", "xpu")
+"""Backends that are found and explained, and declare nothing."""
 
 
 def folder(name: str) -> Path:

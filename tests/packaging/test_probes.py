@@ -15,7 +15,7 @@ from gdn_dispatch.plugins.inspection import describe
 from gdn_dispatch.selection.resolver import Candidate, Choice, resolve
 from gdn_dispatch.testing.loopback import call
 from gdn_dispatch.types import HOOK_API_VERSION, Available, Unavailable
-from tests.packaging.layout import BACKENDS, folder
+from tests.packaging.layout import BACKENDS, WITHOUT_KERNELS, folder
 
 TORCH = ("2.13.0+cpu",)
 
@@ -119,8 +119,10 @@ def test_a_reason_is_given_exactly_where_it_holds(name, sentence):
 def test_no_other_reason_is_given(name):
     probe = module(name, "probe")
     for facts in machines(name):
-        *reasons, last = probe.reasons(facts)
-        assert last.startswith(probe.NO_KERNELS)
+        reasons = probe.reasons(facts)
+        if name in WITHOUT_KERNELS:
+            *reasons, last = reasons
+            assert last.startswith(probe.NO_KERNELS)
         assert len(reasons) == sum(bool(holds(facts)) for holds in WHEN[name].values()), facts
         assert all(reason and "\n" not in reason for reason in reasons)
 
@@ -213,16 +215,18 @@ def test_what_is_declared_is_what_the_design_says(name):
     assert (info.priority, info.hook_api) == (50, HOOK_API_VERSION)
     assert (info.chunk_size, info.block_sizes, info.conv_block_size) == (64, block_sizes, 0)
     assert info.block_size_multiple == multiple
-    assert info.capability.features == frozenset()
+    assert bool(info.capability.features) == (name not in WITHOUT_KERNELS)
     assert not info.any_device_on_request
-    assert info.providers == ()
+    if name in WITHOUT_KERNELS:
+        assert info.providers == ()
 
 
 @backends
-def test_the_contract_is_kept_and_no_compute_hook_is_there(name):
+def test_the_contract_is_kept_and_compute_hooks_are_there_where_kernels_are(name):
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     description = describe(manager, module(name, "plugin"), name)
-    assert description.hooks == {"backend_info", "probe"}
+    compute = set() if name in WITHOUT_KERNELS else {"gdn_attention", "gated_delta_rule"}
+    assert description.hooks == {"backend_info", "probe"} | compute
 
 
 @backends

@@ -1,9 +1,25 @@
-"""What the backend supports: nothing yet, so no call can be sent to it by mistake."""
+"""What the backend supports: with kernels of its own, and with the libraries it can use."""
 
 from __future__ import annotations
 
-from gdn_dispatch.capability import Capability
+from dataclasses import replace
 
-__all__ = ["CAPABILITY"]
+from gdn_dispatch.capability import Capability, Feature
 
-CAPABILITY = Capability(notes=("no kernels yet: they come with a later version",))
+__all__ = ["CAPABILITY", "INVARIANT"]
+
+CAPABILITY = Capability(
+    features=frozenset(Feature) - {Feature.AUTOGRAD, Feature.BATCH_INVARIANT},
+    dtypes=("bfloat16", "float16", "float32"),
+    state_dtypes=("float32", "bfloat16", "float16"),
+    max_head_dim=256,
+    max_conv_width=8,
+    notes=(
+        "inputs of a rule whose last stride is not 1 are copied; so are interleaved projections",
+        "batch invariance: with cuda/triton-invariant",
+    ),
+)
+"""Of the backend, and of the provider ``triton``: Triton kernels of this project."""
+
+INVARIANT = replace(CAPABILITY, features=CAPABILITY.features | {Feature.BATCH_INVARIANT})
+"""Of the provider ``triton-invariant``: the same kernels, never launched by the batch's size."""

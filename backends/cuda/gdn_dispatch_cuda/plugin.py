@@ -1,15 +1,23 @@
-"""The hooks of the CUDA backend: what it is, and whether it can run here.
+"""The hooks of the CUDA backend: what it is, whether it can run here, and what runs a call.
 
-No compute hook: the kernels come with a later version, and until then nothing is declared.
+``backend="cuda/PROVIDER"`` is one library and no other. ``cuda`` alone takes kernels of this
+project for a layer, and for the chunk rule whatever was measured to be fastest at the call's shape
+among the libraries that are installed (``providers.choice``).
 """
 
 from __future__ import annotations
 
-from gdn_dispatch import BackendInfo, Unavailable, hookimpl
+from typing import TYPE_CHECKING
+
+from gdn_dispatch import Available, BackendInfo, GDNOutput, Unavailable, hookimpl
 from gdn_dispatch_cuda import meta
 from gdn_dispatch_cuda.capability import CAPABILITY
+from gdn_dispatch_cuda.providers import provider_infos
 
-__all__ = ["backend_info", "probe"]
+if TYPE_CHECKING:
+    from gdn_dispatch.types import GDNRequest, RuleRequest
+
+__all__ = ["backend_info", "gated_delta_rule", "gdn_attention", "probe"]
 
 
 @hookimpl
@@ -25,13 +33,30 @@ def backend_info() -> BackendInfo:
         block_sizes=meta.BLOCK_SIZES,
         conv_block_size=meta.CONV_BLOCK_SIZE,
         block_size_multiple=meta.BLOCK_SIZE_MULTIPLE,
-        summary="NVIDIA GPUs; no kernels yet",
+        summary="NVIDIA GPUs: Triton kernels of this project, and the fastest libraries installed",
+        providers=provider_infos(),
     )
 
 
 @hookimpl
-def probe() -> Unavailable:
+def probe() -> Available | Unavailable:
     """See ``gdn_dispatch.hookspecs``."""
     from gdn_dispatch_cuda.probe import probe_machine
 
     return probe_machine()
+
+
+@hookimpl
+def gdn_attention(request: GDNRequest) -> GDNOutput:
+    """See ``gdn_dispatch.hookspecs``."""
+    from gdn_dispatch_cuda.kernels.calls import gdn_attention
+
+    return gdn_attention(request)
+
+
+@hookimpl
+def gated_delta_rule(request: RuleRequest) -> GDNOutput:
+    """See ``gdn_dispatch.hookspecs``."""
+    from gdn_dispatch_cuda.kernels.calls import gated_delta_rule
+
+    return gated_delta_rule(request)

@@ -13,11 +13,9 @@ from typing import Final
 
 import torch
 
-from gdn_dispatch import Unavailable
+from gdn_dispatch import Available, Unavailable
 
-__all__ = ["NO_KERNELS", "Facts", "collect", "probe_machine", "reasons"]
-
-NO_KERNELS: Final = "this version has no kernels yet"
+__all__ = ["Facts", "collect", "probe_machine", "reasons"]
 
 _TRITON: Final = ("triton", "pytorch-triton")
 _RIVALS: Final = ("triton-ascend", "triton-xpu", "pytorch-triton-xpu")
@@ -63,12 +61,16 @@ def collect() -> Facts:
 
 def reasons(facts: Facts) -> tuple[str, ...]:
     """Everything that keeps the backend from running on such a machine."""
-    return (*_device_reasons(facts), *_triton_reasons(facts), NO_KERNELS)
+    return (*_device_reasons(facts), *_triton_reasons(facts))
 
 
-def probe_machine() -> Unavailable:
+def probe_machine() -> Available | Unavailable:
     """The answer of the ``probe`` hook."""
-    return Unavailable("; ".join(reasons(collect())))
+    facts = collect()
+    found = reasons(facts)
+    if found:
+        return Unavailable("; ".join(found))
+    return Available(f"CUDA {facts.cuda}, Triton {facts.triton}")
 
 
 def _device_reasons(facts: Facts) -> Iterator[str]:

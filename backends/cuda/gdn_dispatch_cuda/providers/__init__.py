@@ -1,4 +1,109 @@
-"""Where adapters to FLA, FlashInfer and FlashQLA will live, one module each. None yet.
+"""Adapters to other people's kernels, one module each, and the choice among them.
 
-An adapter converts layouts and gates in one file, and nowhere else.
+An adapter offers ``LIBRARY``, ``capability()``, ``unavailable()`` and ``gated_delta_rule(request)``
+for the chunk rule. It converts layouts and gates itself, says in its docstring what it copies, and
+refuses what its library would silently get wrong. Importing one imports nothing of its library.
 """
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from gdn_dispatch.errors import BackendNotInstalledError, UnsupportedRequestError
+from gdn_dispatch.types import ProviderInfo
+from gdn_dispatch_cuda.capability import CAPABILITY, INVARIANT
+from gdn_dispatch_cuda.providers import fla, flash_qla, flashinfer
+from gdn_dispatch_cuda.providers.choice import (
+    OWN,
+    UNMEASURED,
+    Choice,
+    ShapeFacts,
+    choose,
+    load_table,
+)
+from gdn_dispatch_cuda.providers.convert import Batch
+from gdn_dispatch_cuda.providers.library import compute_capability
+
+if TYPE_CHECKING:
+    from gdn_dispatch.types import GDNOutput, RuleRequest
+
+__all__ = ["ADAPTERS", "OWN", "available", "choose_provider", "provider_infos", "run"]
+
+ADAPTERS: Final = {adapter.LIBRARY.provider: adapter for adapter in (flashinfer, flash_qla, fla)}
+"""Every adapter by its provider's name."""
+
+
+def provider_infos() -> tuple[ProviderInfo, ...]:
+    """What ``backend_info`` says: our own kernels, then adapters. Imports no library."""
+    return (
+        ProviderInfo(OWN, CAPABILITY),
+        ProviderInfo(f"{OWN}-invariant", INVARIANT),
+        *(
+            ProviderInfo(name, adapter.capability(), adapter.unavailable())
+            for name, adapter in ADAPTERS.items()
+        ),
+    )
+
+
+@cache
+def available() -> tuple[str, ...]:
+    """Names of the adapters whose library is installed here, in a version they know."""
+    return tuple(name for name, adapter in ADAPTERS.items() if not adapter.unavailable())
+
+
+def choose_provider(request: RuleRequest) -> Choice:
+    """Who runs a rule for which no provider was asked; see ``choice.choose``.
+
+    Of the libraries installed, only those that can run this very call are looked at.
+    """
+    table = load_table()
+    if not table.rows:
+        return UNMEASURED
+    if request.recurrent:
+        return Choice(OWN, "own kernels: adapters have the chunk rule only")
+    able = [name for name in available() if _can_run(name, request)]
+    major, minor = compute_capability(request.q.device)
+    return choose(_facts(request, f"{major}.{minor}"), able, table)
+
+
+def run(provider: str, request: RuleRequest) -> GDNOutput:
+    """``gated_delta_rule`` of one adapter.
+
+    Raises:
+        BackendNotInstalledError: There is no such adapter.
+        UnsupportedRequestError: Its library cannot run the call, or not rightly.
+        BackendUnavailableError: Its library cannot be used here.
+    """
+    adapter = ADAPTERS.get(provider)
+    if adapter is None:
+        _unknown(provider)
+    output: GDNOutput = adapter.gated_delta_rule(request)
+    return output
+
+
+def _can_run(name: str, request: RuleRequest) -> bool:
+    try:
+        ADAPTERS[name].check(request)
+    except UnsupportedRequestError:
+        return False
+    return True
+
+
+def _facts(request: RuleRequest, capability: str) -> ShapeFacts:
+    batch, (H, K), (HV, V) = Batch.of(request), request.k.shape[2:], request.v.shape[2:]
+    return ShapeFacts(
+        num_heads=H,
+        num_v_heads=HV,
+        num_seqs=len(batch.lengths),
+        num_tokens=batch.num_tokens,
+        longest=max(batch.lengths, default=0),
+        compute_capability=capability,
+        dtype=str(request.q.dtype).removeprefix("torch."),
+        head_dim=K if K == V else 0,
+    )
+
+
+def _unknown(provider: str) -> NoReturn:
+    known = ", ".join(ADAPTERS)
+    raise BackendNotInstalledError(f"cuda has no adapter {provider!r} (has {known})")

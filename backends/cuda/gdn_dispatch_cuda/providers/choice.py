@@ -1,0 +1,234 @@
+"""Which kernels run the chunk rule: our own, unless another library was measured to be faster.
+
+A pure function of a call's sizes and of a table of measurements, which is data: ``measured.json``
+beside this file, made by ``table_from_report`` from a report of ``gdn-dispatch bench``. Times in it
+include the adapter's conversions. Without a measurement close to a call, our own kernels run.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from math import log2
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from gdn_dispatch.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+__all__ = [
+    "OWN",
+    "UNMEASURED",
+    "Choice",
+    "Row",
+    "ShapeFacts",
+    "Table",
+    "choose",
+    "load_table",
+    "parse_table",
+    "table_from_report",
+]
+
+OWN: Final = "triton"
+"""Provider name of our own kernels."""
+
+MARGIN: Final = 0.05
+"""A library has to be faster than our own kernels by this share, to be worth another dependency."""
+
+REACH: Final = 2.0
+"""How far a measurement speaks: the sum of the distances in tokens, in n*HV and in the longest
+sequence, each in factors of two."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShapeFacts:
+    """The sizes of a call that its speed depends on.
+
+    Attributes:
+        num_heads: H. num_v_heads: HV.
+        num_seqs: Sequences with tokens, n. num_tokens: Their tokens. longest: The longest one's.
+        compute_capability: Of the device, as ``"9.0"``.
+        dtype: Activation dtype, as ``"bfloat16"``.
+        head_dim: K and V, where they are equal; else 0.
+    """
+
+    num_heads: int
+    num_v_heads: int
+    num_seqs: int
+    num_tokens: int
+    longest: int
+    compute_capability: str
+    dtype: str = "bfloat16"
+    head_dim: int = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One measured shape: milliseconds of the chunk rule by provider, conversions included."""
+
+    num_heads: int
+    num_v_heads: int
+    num_seqs: int
+    num_tokens: int
+    longest: int
+    milliseconds: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Measurements of one device. Without rows it says nothing.
+
+    Attributes:
+        date, commit: When and of what. device: Name of the GPU.
+        compute_capability, dtype, head_dim: What they are true for.
+        versions: Of torch, triton and the libraries, as pairs.
+        rows: The measurements.
+    """
+
+    date: str = ""
+    commit: str = ""
+    device: str = ""
+    compute_capability: str = ""
+    dtype: str = "bfloat16"
+    head_dim: int = 128
+    versions: tuple[tuple[str, str], ...] = ()
+    rows: tuple[Row, ...] = ()
+
+
+class Choice(NamedTuple):
+    """A provider and the reason, for ``explain`` and the log."""
+
+    provider: str
+    reason: str
+
+
+UNMEASURED: Final = Choice(OWN, "own kernels: nothing was measured")
+
+
+def choose(facts: ShapeFacts, available: Iterable[str], table: Table) -> Choice:
+    """The provider for a call.
+
+    The nearest measurement decides: among rows of the same H and HV, if there are any, else among
+    all; ties go to the row that stands first. Of its providers, the fastest available one wins if
+    it beats our own kernels by ``MARGIN``.
+
+    Args:
+        facts: The call.
+        available: Providers that can run it besides our own.
+        table: The measurements.
+    """
+    usable = {OWN, *available}
+    if not table.rows:
+        return UNMEASURED
+    for name, wanted, measured in (
+        ("compute capability", facts.compute_capability, table.compute_capability),
+        ("dtype", facts.dtype, table.dtype),
+        ("K = V", str(facts.head_dim), str(table.head_dim)),
+    ):
+        if wanted != measured:
+            return Choice(OWN, f"own kernels: measured for {name} {measured}, not {wanted}")
+    heads = (facts.num_heads, facts.num_v_heads)
+    same = [row for row in table.rows if (row.num_heads, row.num_v_heads) == heads]
+    nearest = min(same or table.rows, key=lambda row: _distance(facts, row))
+    if _distance(facts, nearest) > REACH:
+        return Choice(OWN, "own kernels: no measurement near this shape")
+    times = {name: ms for name, ms in nearest.milliseconds if name in usable}
+    at = (
+        f"measured {table.date} at {nearest.num_seqs} sequences, {nearest.num_tokens} tokens, "
+        f"H={nearest.num_heads} HV={nearest.num_v_heads}"
+    )
+    own = times.pop(OWN, None)
+    if own is None:
+        return Choice(OWN, f"own kernels: they were not {at}")
+    if not times:
+        return Choice(OWN, f"own kernels: no other provider that was {at} is available")
+    name, best = min(times.items(), key=lambda item: (item[1], item[0]))
+    if best * (1 + MARGIN) < own:
+        return Choice(name, f"{name}: {best:.3g} ms, own kernels {own:.3g} ms, {at}")
+    return Choice(OWN, f"own kernels: {own:.3g} ms, {name} {best:.3g} ms, {at}")
+
+
+@cache
+def load_table() -> Table:
+    """The table shipped with this package."""
+    text = resources.files(__package__).joinpath("measured.json").read_text(encoding="utf-8")
+    return parse_table(json.loads(text))
+
+
+def parse_table(data: Mapping[str, Any]) -> Table:
+    """A table from JSON.
+
+    Raises:
+        ConfigurationError: It is not one.
+    """
+    try:
+        rows = tuple(_row(row) for row in data["rows"])
+        if any(min(row.num_seqs, row.num_tokens, row.longest, row.num_v_heads) < 1 for row in rows):
+            raise ValueError("sizes of a row are at least 1")
+        return Table(
+            date=str(data["date"]),
+            commit=str(data["commit"]),
+            device=str(data["device"]),
+            compute_capability=str(data["compute_capability"]),
+            dtype=str(data["dtype"]),
+            head_dim=int(data["head_dim"]),
+            versions=tuple((str(k), str(v)) for k, v in data["versions"].items()),
+            rows=rows,
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ConfigurationError(f"measured.json: {type(error).__name__}: {error}") from error
+
+
+def _row(data: Mapping[str, Any]) -> Row:
+    H, HV, num_seqs, num_tokens, longest = (
+        int(data[name]) for name in ("H", "HV", "num_seqs", "num_tokens", "longest")
+    )
+    times = tuple((str(name), float(ms)) for name, ms in data["milliseconds"].items())
+    return Row(H, HV, num_seqs, num_tokens, longest, times)
+
+
+def table_from_report(report: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of a table, from the JSON of ``gdn-dispatch bench --suite h200``.
+
+    Taken are the eager times of calls through ``backend="cuda/..."`` in part ``calls``, so that
+    conversions count.
+    """
+    header = report["header"]
+    rows = []
+    for result in report["results"]:
+        if result["part"] != "calls":
+            continue
+        milliseconds = {
+            name.partition("/")[2]: round(entry["seconds"] * 1e3, 5)
+            for name, entry in result["contestants"].items()
+            if name.startswith("cuda/") and "seconds" in entry
+        }
+        if milliseconds:
+            shape = {
+                name: result["shape"][name]
+                for name in ("H", "HV", "num_seqs", "num_tokens", "longest")
+            }
+            rows.append({**shape, "milliseconds": milliseconds})
+    return {
+        "date": header["date"][:10],
+        "commit": header["commit"] or "",
+        "device": header["device"],
+        "compute_capability": header["compute_capability"],
+        "dtype": "bfloat16",
+        "head_dim": 128,
+        "versions": header["versions"],
+        "rows": rows,
+    }
+
+
+def _distance(facts: ShapeFacts, row: Row) -> float:
+    """In factors of two."""
+    pairs = (
+        (facts.num_tokens, row.num_tokens),
+        (facts.num_seqs * facts.num_v_heads, row.num_seqs * row.num_v_heads),
+        (facts.longest, row.longest),
+    )
+    return sum(abs(log2(max(mine, 1)) - log2(theirs)) for mine, theirs in pairs)
