@@ -1,12 +1,13 @@
-# make demo | test | lint | types | parity | mutants | packaging | matrix | bench
+# make demo | test | lint | types | parity | triton | mutants | packaging | matrix | bench
 # Everything runs in .venv, made here from pinned versions; nothing else needs to be installed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
+TRITON := .venv-triton/bin
 PEER_PACKAGES := fla-core==0.6.0 vllm==0.33.0
 
-.PHONY: demo test lint types check parity mutants packaging matrix bench bench-metadata clean
+.PHONY: demo test lint types check parity triton mutants packaging matrix bench bench-metadata clean
 
 demo: .venv/installed
 	$(BIN)/gdn-dispatch demo
@@ -26,6 +27,13 @@ check: lint types test
 # The peers' own metadata functions, read from their wheels; neither is imported nor needs a GPU.
 parity: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/parity
+
+# The Triton kernels, without a GPU: their numbers in Triton's interpreter, then their resources by
+# its ptxas. The conformance kit takes the interpreter an hour and more: nox -s triton.
+triton: .venv-triton/installed
+	TRITON_INTERPRET=1 $(TRITON)/python -m pytest -n 2 tests/triton \
+		--ignore tests/triton/test_conformance.py
+	$(TRITON)/python -m pytest -n 2 tests/triton_compile
 
 # Broken copies of the torch backend, each of which the conformance kit has to find.
 mutants: .venv/installed
@@ -63,5 +71,11 @@ bench-metadata: .venv-peers/installed
 	$(PEERS)/pip install --quiet --disable-pip-version-check --no-deps $(PEER_PACKAGES)
 	touch $@
 
+.venv-triton/installed: pyproject.toml tests/triton/requirements.txt
+	$(PYTHON) -m venv .venv-triton
+	$(TRITON)/pip install --quiet --disable-pip-version-check -r tests/triton/requirements.txt
+	$(TRITON)/pip install --quiet --disable-pip-version-check --no-deps -e . -e backends/cuda
+	touch $@
+
 clean:
-	rm -rf .venv .venv-peers .venv-nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-triton .venv-nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -75,6 +75,17 @@ def vllm(session: nox.Session) -> None:
 
 
 @nox.session
+def triton(session: nox.Session) -> None:
+    """The Triton kernels in Triton's interpreter, the conformance kit among the tests, and ptxas."""
+    session.install("-r", "tests/triton/requirements.txt")
+    session.install("--no-deps", "-e", ".", "-e", "backends/cuda")
+    session.env["TRITON_INTERPRET"] = "1"
+    pytest(session, "-n", "2", "tests/triton")
+    session.env["TRITON_INTERPRET"] = "0"
+    pytest(session, "-n", "2", "tests/triton_compile")
+
+
+@nox.session
 def packaging(session: nox.Session) -> None:
     """The wheels, built, installed into new environments and used."""
     install(session, "-e", ".[testing]", "hatchling")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- measured: benchmarks/readme.py -->\n", "<!-- /measured -->\n"
+GPU_BEGIN, GPU_END = "<!-- measured on a GPU: benchmarks/readme.py -->\n", "<!-- /GPU -->\n"
+PEERS = {"FLA": "FLA 0.6", "FlashInfer": "FlashInfer 0.7", "vLLM Triton": "vLLM 0.33, Triton"}
 
 
 def cell(value: float | None, unit: str) -> str:
@@ -72,6 +76,67 @@ def section() -> str:
     return "\n".join(lines) + "\n"
 
 
+def prefill_rows(report: dict[str, Any]) -> list[str]:
+    """Prefill on a GPU: our time, and every peer's as a multiple of it."""
+    rows = [
+        f"| prefill, H/HV tokens | ours | {' | '.join(PEERS.values())} |",
+        "|---|---|" + "---|" * len(PEERS),
+    ]
+    ratios: dict[str, list[float]] = {peer: [] for peer in PEERS}
+    for result in report["results"]:
+        if result["part"] != "prefill":
+            continue
+        contestants = result["contestants"]
+        ours = contestants["cuda/triton"]["seconds"]
+        cells = []
+        for peer in PEERS:
+            ratio = contestants[peer]["seconds"] / ours
+            ratios[peer].append(ratio)
+            cells.append(f"{ratio:.2f} x")
+        rows.append(f"| {result['case']} | {ours * 1e3:.3f} ms | {' | '.join(cells)} |")
+    means = [f"**{math.exp(statistics.fmean(map(math.log, r))):.2f} x**" for r in ratios.values()]
+    return [*rows, f"| geometric mean | | {' | '.join(means)} |"]
+
+
+def decode_rows(report: dict[str, Any]) -> list[str]:
+    """Decode on a GPU: our time, vLLM's, and the share of the bandwidth of a copy."""
+    rows = [
+        "| decode, rows x HV | fp32 states | of a copy's bandwidth | vLLM 0.33 | bf16 states | of a "
+        "copy's bandwidth | vLLM 0.33 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for both in zip(report["fp32"], report["bf16"], strict=True):
+        cells = [f"{both[0]['rows_times_heads']:.0f}"]
+        for row in both:
+            cells += [
+                f"{row['ours_us']:.3g} us",
+                f"{row['gb_per_s'] / report['copy_gb_per_s']:.0%}",
+                f"{row['vllm_us'] / row['ours_us']:.2f} x",
+            ]
+        rows.append("| " + " | ".join(cells) + " |")
+    return rows
+
+
+def gpu_section() -> str:
+    """What was measured on a GPU."""
+    prefill, decode = (
+        json.loads((RESULTS / name).read_text(encoding="utf-8"))
+        for name in ("h200_prefill.json", "h200_decode.json")
+    )
+    header = prefill["header"]
+    lines = [
+        *prefill_rows(prefill),
+        "",
+        *decode_rows(decode),
+        "",
+        f"{header['device']}, torch {header['torch']}, Triton {header['versions']['triton']}, "
+        f"{header['date'][:10]}; bf16, K = V = 128. x: the peer's time over ours, CUDA graphs",
+        "replayed in turn in one run (`gdn-dispatch bench --suite h200 --quick`,",
+        "`benchmarks/device/decode_tuning.py`). FlashInfer with its context parallelism.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> int:
     """Write the README, or with --check say whether it is up to date."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -79,9 +144,10 @@ def main() -> int:
     check = parser.parse_args().check
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    wanted = before + BEGIN + section() + END + after
+    wanted = text
+    for begin, end, made in ((BEGIN, END, section), (GPU_BEGIN, GPU_END, gpu_section)):
+        before, rest = wanted.split(begin)
+        wanted = before + begin + made() + end + rest.split(end)[1]
     if check:
         return 0 if wanted == text else 1
     path.write_text(wanted, encoding="utf-8")

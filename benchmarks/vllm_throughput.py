@@ -125,7 +125,10 @@ def main() -> None:
         for workload in WORKLOADS
     }
     result = {
-        "what": "tokens per second with gdn_dispatch over tokens per second in-tree",
+        "what": "tokens per second with gdn_dispatch (backend torch) over those in-tree, vLLM's CPU "
+        "engine, bf16",
+        "command": "python benchmarks/vllm_throughput.py --rounds "
+        f"{options.rounds} --output {options.output}",
         "workloads": {
             name: dict(zip(("prompts", "prompt_tokens", "new_tokens"), sizes, strict=True))
             for name, sizes in WORKLOADS.items()

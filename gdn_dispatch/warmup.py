@@ -9,7 +9,7 @@ one slot are enough. So a warm-up belongs before an engine allocates its pools.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -67,8 +67,9 @@ def warmup(
     """Run padded steps of every kind and of all orders of size, and wait for them.
 
     Decodes and drafts of 1, 2, 4, … rows; prefills of 1, 2, 4, … rows that together have
-    ``max_num_tokens`` tokens, and of one row of 64. A backend that compiles by size buckets has
-    then compiled for all of them.
+    ``max_num_tokens`` tokens, and of one row of 64, with ``has_initial_state`` and without; where
+    there are drafts, all of it with slots ``[N]`` and ``[N, S]``. A backend that compiles by size
+    buckets and by what is given has then compiled for all of them.
 
     Args:
         spec: The layer. Layers alike need one warm-up.
@@ -89,27 +90,47 @@ def warmup(
             raise InvalidArgumentError(name, f"{limit}", "at least 1")
     layer = _layer(spec, torch.device(device))
     steps = 0
-    for lens, speculative in _steps(spec, max_num_seqs, max_num_tokens):
-        _run(spec, layer, lens, speculative, backend)
+    for step in _steps(spec, max_num_seqs, max_num_tokens):
+        _run(spec, layer, step, backend)
         steps += 1
     if layer["conv_state"].device.type != "cpu":
         torch.get_device_module(layer["conv_state"].device).synchronize()
     return steps
 
 
-def _steps(spec: LayerSpec, max_seqs: int, max_tokens: int) -> Iterator[tuple[list[int], bool]]:
-    """Lengths of the rows of each step, and whether they are drafts."""
+class _Step(NamedTuple):
+    """A step of rows alike.
+
+    Attributes:
+        rows: How many. length: Tokens of each.
+        speculative: Whether they are drafts.
+        fresh: Whether ``has_initial_state`` is given (and False).
+        columns: Slots of a row; 0: ``[N]``.
+    """
+
+    rows: int
+    length: int
+    speculative: bool = False
+    fresh: bool = False
+    columns: int = 0
+
+
+def _steps(spec: LayerSpec, max_seqs: int, max_tokens: int) -> Iterator[_Step]:
     drafts = 1 + spec.num_speculative_tokens
+    prefills = [(1, 64)] if max_tokens >= 64 else []
     rows = 1
     while rows <= min(max_seqs, max_tokens):
-        yield [1] * rows, False
         if drafts > 1 and rows * drafts <= max_tokens:
-            yield [drafts] * rows, True
+            yield _Step(rows, drafts, speculative=True, columns=drafts)
         if (length := max_tokens // rows) > 1:
-            yield [length] * rows, False
+            prefills.append((rows, length))
+        for columns in (0, drafts) if drafts > 1 else (0,):
+            yield _Step(rows, 1, columns=columns)
         rows *= 2
-    if max_tokens >= 64:
-        yield [64], False
+    for rows, length in prefills:
+        for columns in (0, drafts) if drafts > 1 else (0,):
+            for fresh in (False, True):
+                yield _Step(rows, length, fresh=fresh, columns=columns)
 
 
 def _layer(spec: LayerSpec, device: torch.device) -> dict[str, Any]:
@@ -139,25 +160,20 @@ def _layer(spec: LayerSpec, device: torch.device) -> dict[str, Any]:
 def _run(
     spec: LayerSpec,
     layer: dict[str, Any],
-    lens: list[int],
-    speculative: bool,
+    step: _Step,
     backend: str | None,
 ) -> None:
-    rows, tokens = len(lens), sum(lens)
+    rows, tokens = step.rows, step.rows * step.length
     device, D = layer["conv_state"].device, layer["conv_weight"].shape[0]
-    starts = [0]
-    for length in lens:
-        starts.append(starts[-1] + length)
-    columns = 1 + spec.num_speculative_tokens
-    shape = (rows, columns) if speculative else (rows,)
+    shape = (rows, step.columns) if step.columns else (rows,)
     plan = plan_batch(
-        starts,
-        speculative=[True] * rows if speculative else None,
-        has_initial_state=None if max(lens) == 1 or speculative else [False] * rows,
+        range(0, tokens + 1, step.length),
+        speculative=[True] * rows if step.speculative else None,
+        has_initial_state=[False] * rows if step.fresh else None,
     )
     # as engines do, slots and counts lie on the device, and all of them are padding
     slots = torch.full(shape, -1, dtype=torch.int32, device=device)
-    accepted = torch.ones(rows, dtype=torch.int32, device=device) if speculative else None
+    accepted = torch.ones(rows, dtype=torch.int32, device=device) if step.speculative else None
     meta = build_chunk_meta(
         plan,
         device,

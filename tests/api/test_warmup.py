@@ -30,12 +30,11 @@ def calls(monkeypatch):
 
 def test_every_kind_and_order_of_size(calls):
     assert warmup(SPEC, "cpu", max_num_seqs=4, max_num_tokens=100) == len(calls)
+    prefills = [[64], [100], [50] * 2, [25] * 4]
     assert calls == [
-        ([1], {"decode"}), ([100], {"prefill"}),
-        ([1] * 2, {"decode"}), ([50] * 2, {"prefill"}),
-        ([1] * 4, {"decode"}), ([25] * 4, {"prefill"}),
-        ([64], {"prefill"}),
-    ]  # fmt: skip
+        *(([1] * rows, {"decode"}) for rows in (1, 2, 4)),
+        *((lens, {"prefill"}) for lens in prefills for _ in ("as it is", "fresh")),
+    ]
 
 
 def test_drafts(calls):
@@ -44,8 +43,13 @@ def test_drafts(calls):
         conv_dim_first=True, state_v_first=False,
     )  # fmt: skip
     warmup(spec, "cpu", max_num_seqs=2, max_num_tokens=9)
-    assert ([3], {"speculative"}) in calls
-    assert ([3, 3], {"speculative"}) in calls
+    for lens, kind, times in (
+        ([3], "speculative", 1),
+        ([3, 3], "speculative", 1),
+        ([1], "decode", 2),  # slots [N] and [N, S]
+        ([9], "prefill", 4),
+    ):
+        assert calls.count((lens, {kind})) == times
 
 
 def test_a_step_of_one_token(calls):

@@ -70,9 +70,7 @@ def slots_of(write, *, device="cpu", pad_slot=-1, **others):
         columns = list(zip(*checkpoints, strict=True))
         names = ("checkpoint_sequences", "checkpoint_offsets", "checkpoint_slots")
         tensors |= {name: int32(c, device) for name, c in zip(names, columns, strict=True)}
-    return Slots(
-        write=int32(write, device), num_accepted_tokens=None, pad_slot=pad_slot, **tensors
-    )
+    return Slots(write=int32(write, device), num_accepted_tokens=None, pad_slot=pad_slot, **tensors)
 
 
 @dataclass
@@ -151,7 +149,9 @@ def step_of(
         alive = torch.zeros(total + 3, dtype=torch.bool)
         for start, length in zip(rows.starts.tolist(), lengths, strict=True):
             alive[start : start + length] = True
-        inputs = inputs.map(lambda x: x.index_fill(0, (~alive).nonzero()[:, 0].to(device), torch.nan))
+        inputs = inputs.map(
+            lambda x: x.index_fill(0, (~alive).nonzero()[:, 0].to(device), torch.nan)
+        )
     return Step(tuple(lengths), dims, inputs, rows, **options)
 
 

@@ -8,7 +8,7 @@ without spills but were not measured there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -24,6 +24,21 @@ if TYPE_CHECKING:
 __all__ = ["CudaTable"]
 
 _ANY: Final = 1 << 62
+
+_TENSOR_MEMORY_ACCESS: Final = frozenset({90, 100, 103})
+"""Architectures with a copy engine and 227 KB of shared memory per block; others have 163 or 99."""
+
+# On sm_90 none of those for bf16 and K, V <= 128 spills; all others are in
+# benchmarks/results/triton_resources.json.
+_PLAIN: Final = PrefillConfig(block_v=32, num_warps=8, num_stages=1, inverse_precision="fp16")
+_BEFORE_HOPPER: Final = PrefillConfig(
+    block_v=64, num_warps=8, num_stages=2, use_descriptors=False,
+    inverse_precision="bf16x3",
+)  # fmt: skip
+_HOPPER: Final = PrefillConfig(block_v=64, num_warps=4, num_stages=3, inverse_precision="fp16")
+_HOPPER_WIDE: Final = replace(_HOPPER, block_v=128, num_warps=8)
+_BLACKWELL: Final = replace(_HOPPER, num_warps=8)
+_SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
 
 # (most rows * HV, config), ascending. The last part of a config is for states with values last.
 _Steps = tuple[tuple[int, StepConfig], ...]
@@ -75,11 +90,23 @@ class CudaTable:
 
     def prefill(self, shape: LaunchShape) -> PrefillConfig:
         """See ``LaunchTable``."""
-        segments = None if self.invariant else SegmentConfig()
         if shape.dtype != torch.bfloat16:
-            # fp32 operands take twice the shared memory
-            return PrefillConfig(block_v=32, num_stages=1, segments=segments)
-        return PrefillConfig(segments=segments)
+            # operands of fp32, twice the shared memory; products in three parts where the inputs
+            # are fp32 too, so that nothing of them is lost
+            precision = "tf32" if shape.dtype == torch.float16 else "tf32x3"
+            return replace(_PLAIN, precision=precision, inverse_precision="tf32x3")
+        if max(shape.head_dim_k, shape.head_dim_v) > 128:
+            return _PLAIN
+        if self.arch not in _TENSOR_MEMORY_ACCESS:
+            return _BEFORE_HOPPER
+        if self.arch >= 100:
+            return _BLACKWELL
+        # How many heads run at once, if the longest row sets the time.
+        heads = shape.num_v_heads * max(1, shape.tokens // max(1, shape.max_seqlen))
+        if self.invariant:
+            return _HOPPER
+        config = _HOPPER_WIDE if 20 < heads <= 40 or heads > 96 else _HOPPER
+        return replace(config, segments=_SEGMENTS) if heads <= 40 else config
 
     def steps(self, shape: LaunchShape) -> StepConfig:
         """See ``LaunchTable``."""

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The conformance kit on backend cuda, and what only a GPU shows, from a checkout: nothing is
+# installed. Arguments go to pytest.
+#
+#   OUT=results bash benchmarks/device/kit.sh [-n 8]
+set -euo pipefail
+cd "$(dirname "$0")/../.."
+OUT=${OUT:-.}
+info=$(mktemp -d)
+mkdir "$info/gdn_dispatch_cuda-0.1.0.dist-info"
+printf 'Metadata-Version: 2.1\nName: gdn-dispatch-cuda\nVersion: 0.1.0\n' \
+    > "$info/gdn_dispatch_cuda-0.1.0.dist-info/METADATA"
+printf '[gdn_dispatch.backends]\ncuda = gdn_dispatch_cuda.plugin\n' \
+    > "$info/gdn_dispatch_cuda-0.1.0.dist-info/entry_points.txt"
+export PYTHONPATH="$PWD:$PWD/backends/cuda:$info${PYTHONPATH:+:$PYTHONPATH}"
+python3 -m gdn_dispatch doctor || true
+python3 -m pytest -p gdn_dispatch_pytest -o filterwarnings=ignore -q -p no:cacheprovider \
+    --gdn-require --gdn-report "$OUT/kit.json" backends/cuda/tests/test_conformance.py \
+    tests/triton/test_device.py "$@"

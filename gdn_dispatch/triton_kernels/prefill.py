@@ -1,0 +1,270 @@
+"""The chunked gated delta rule over packed sequences: two kernels, on the caller's state tensors.
+
+The form is that of Yang et al., "Gated Delta Networks" (arXiv 2412.06464). What needs no state is
+computed for all chunks at once (``prepare_kernel``); then each row runs through its chunks with its
+state in registers and writes its output (``recurrence_kernel``). Between the two, device memory
+holds two C x C matrices and four numbers per token and value head; no state, and neither W, U nor
+the new values. Where a few long rows would leave the device idle, they are cut into segments that
+run side by side (``segments``), exactly.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+import triton
+
+from gdn_dispatch.triton_kernels.prepare_kernel import prepare_kernel
+from gdn_dispatch.triton_kernels.recurrence_kernel import recurrence_kernel
+from gdn_dispatch.triton_kernels.segments import (
+    Prepared,
+    SegmentConfig,
+    block_of,
+    split_into_segments,
+)
+from gdn_dispatch.triton_kernels.tiles import Tiles, tiles_of
+
+if TYPE_CHECKING:
+    from gdn_dispatch.triton_kernels.rows import Rows, Slots
+
+__all__ = ["CHUNK", "PrefillConfig", "PrefillInputs", "States", "chunk_rule"]
+
+# With 8 warps, Triton 3.6 compiles the gather in the inverse to wrong numbers (seen on sm_90).
+_PREPARE_WARPS = 4
+
+CHUNK = 64
+"""Tokens per chunk: checkpoints fall on its multiples, ``Rows.chunks.size`` is this."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillConfig:
+    """How to launch; the numbers change the speed, and only the precisions the error.
+
+    Attributes:
+        block_v: Value channels per program of the recurrence: a power of two >= 16. Tensor cores
+            of Hopper want 64 or more.
+        num_warps, num_stages: Of the recurrence.
+        use_descriptors: Read whole chunks through tensor descriptors (the copy engine of Hopper)
+            where strides and alignment allow.
+        prepare_registers: Of the preparation; a cap on registers lets more programs share a
+            multiprocessor, and spills.
+        prepare_programs: Programs of the preparation that fill the device.
+        precision: Of products of fp32 operands, as Triton names it: "tf32", "tf32x3", "ieee".
+            bf16 inputs have bf16 operands; fp16 inputs are widened, since a state may exceed fp16.
+        inverse_precision: The same for the inverse, whose operands are fp32 whatever the inputs;
+            also "fp16" (operands rounded to fp16; for bf16 and fp16 inputs; the fastest) and
+            "bf16x3" (slower, 16 bits). fp32 inputs want "tf32x3".
+        segments: How to cut rows into segments, or None: never. What a row is given then does not
+            depend on the rows beside it.
+    """
+
+    block_v: int = 64
+    num_warps: int = 4
+    num_stages: int = 3
+    use_descriptors: bool = True
+    prepare_registers: int | None = None
+    prepare_programs: int = 1056
+    precision: str = "tf32x3"
+    inverse_precision: str = "bf16x3"
+    segments: SegmentConfig | None = None
+
+
+@dataclass(slots=True, eq=False)
+class PrefillInputs:
+    """What the rule reads, for all tokens of the step.
+
+    Attributes:
+        q, k: ``[T, H, K]``; last stride 1. v: ``[T, HV, V]`` likewise. bf16, fp16 or fp32.
+        g: ``[T, HV]`` natural-log decay, <= 0, may be -inf; or the raw gate, with ``A_log``.
+        beta: ``[T, HV]`` write strength, or its logit. Both: any float dtype, any strides.
+        A_log: ``[HV]``, or None: ``g`` is the decay. dt_bias: ``[HV]``, or None: 0.
+        scale: Factor on the output.
+        l2norm: Normalise q and k over K (x / sqrt(sum x^2 + 1e-6)).
+        beta_is_logit: Write strength is ``sigmoid(beta)``.
+        allow_neg_eigval: Write strength is doubled.
+    """
+
+    q: torch.Tensor
+    k: torch.Tensor
+    v: torch.Tensor
+    g: torch.Tensor
+    beta: torch.Tensor
+    A_log: torch.Tensor | None = None
+    dt_bias: torch.Tensor | None = None
+    scale: float = 1.0
+    l2norm: bool = False
+    beta_is_logit: bool = False
+    allow_neg_eigval: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class States:
+    """Where states come from and go to.
+
+    Attributes:
+        initial: ``[slots, HV, V, K]`` with ``state_v_first``, else ``[slots, HV, K, V]``; any
+            strides, any float dtype. None: zeros.
+        final: The same tensor, for a pool; another one; or None: not wanted.
+        state_v_first: The layout of both.
+        slots: Which rows of the two belong to which sequence, and the checkpoints (which go to
+            ``final``). None: row i of the group has index i in both, and a row of no tokens leaves
+            its initial state, or zeros, in ``final``.
+    """
+
+    initial: torch.Tensor | None = None
+    final: torch.Tensor | None = None
+    state_v_first: bool = True
+    slots: Slots | None = None
+
+    def strides(self, state: torch.Tensor | None) -> tuple[int, int, int, int]:
+        """Strides of slot, head, v and k."""
+        if state is None:
+            return 0, 0, 0, 0
+        slot, head, *inner = state.stride()
+        v, k = inner if self.state_v_first else reversed(inner)
+        return slot, head, v, k
+
+    def slot_strides(self) -> tuple[int, int]:
+        """Strides of the slots to write and to read."""
+        if self.slots is None:
+            return 0, 0
+        read = self.slots.read
+        return self.slots.write.stride(0), 0 if read is None else read.stride(0)
+
+
+def chunk_rule(
+    inputs: PrefillInputs,
+    rows: Rows,
+    states: States,
+    out: torch.Tensor,
+    config: PrefillConfig,
+) -> None:
+    """Run the rows of a prefill group: their outputs into ``out``, their states to their slots.
+
+    Args:
+        inputs: Over all tokens of the step.
+        rows: With ``chunks`` of ``CHUNK`` tokens. A padding row's output is zero.
+        states: Its tensors are written in place.
+        out: ``[T, HV, V]`` contiguous, activation dtype; only tokens of ``rows`` are written.
+        config: How to launch.
+    """
+    chunks = rows.chunks
+    if chunks is None or chunks.size != CHUNK:
+        raise ValueError(f"chunk_rule takes rows with chunks of {CHUNK} tokens")
+    if rows.num_seqs == 0 or (chunks.count == 0 and states.slots is not None):
+        return
+    q, k, v = inputs.q, inputs.k, inputs.v
+    H, K = q.shape[1:]
+    HV, V = v.shape[1:]
+    group = HV // H
+    padded_k = max(16, triton.next_power_of_2(K))
+    operand = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32
+    matrices = torch.empty(2, HV, chunks.count, CHUNK, CHUNK, dtype=operand, device=v.device)
+    transform, attention = matrices.unbind(0)
+    factors = torch.empty(HV, chunks.count, 4, CHUNK, dtype=torch.float32, device=v.device)
+    if chunks.count:
+        # value heads share products of their key head, unless that leaves too few programs
+        heads = group if chunks.count * H >= config.prepare_programs else 1
+        prepare_kernel[(chunks.count * HV // heads,)](
+            q,
+            k,
+            inputs.g,
+            inputs.beta,
+            inputs.A_log,
+            inputs.dt_bias,
+            transform,
+            attention,
+            factors,
+            chunks.indices,
+            chunks.nonempty,
+            rows.starts,
+            rows.cu_seqlens,
+            chunks.count,
+            inputs.scale,
+            *q.stride()[:2],
+            *k.stride()[:2],
+            *inputs.g.stride(),
+            *inputs.beta.stride(),
+            H,
+            K=K,
+            BK=padded_k,
+            BT=CHUNK,
+            GROUP=group,
+            HEADS=heads,
+            L2NORM=inputs.l2norm,
+            BETA_IS_LOGIT=inputs.beta_is_logit,
+            NEG_EIGVAL=inputs.allow_neg_eigval,
+            PRECISION=config.precision,
+            INVERSE_PRECISION=config.inverse_precision,
+            num_warps=_PREPARE_WARPS,
+            maxnreg=config.prepare_registers,
+        )
+
+    slots = states.slots
+    block_v = block_of(config.block_v, V)
+    programs = triton.cdiv(V, block_v) * HV
+    tiles = None
+    if config.use_descriptors and operand == v.dtype:
+        tiles = tiles_of(inputs.q, inputs.k, inputs.v, matrices, factors, block_v=block_v)
+    cut = None
+    if config.segments is not None:
+        cut = split_into_segments(
+            inputs, rows, states, Prepared(transform, factors, chunks.offsets, tiles), config
+        )
+    segments = 1 if cut is None else cut.count
+    if cut is None:
+        initial, initial_strides = states.initial, states.strides(states.initial)
+    else:
+        initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
+    checkpoints = None if slots is None else slots.checkpoint_sequences
+    recurrence_kernel[(programs * rows.num_seqs * segments,)](
+        q,
+        k,
+        v,
+        transform,
+        attention,
+        *(tiles or (None,) * len(Tiles._fields)),
+        factors,
+        out,
+        initial,
+        states.final,
+        rows.sequences,
+        rows.starts,
+        rows.cu_seqlens,
+        chunks.offsets,
+        None if slots is None else slots.write,
+        None if slots is None else slots.read,
+        None if slots is None else slots.has_initial_state,
+        checkpoints,
+        None if slots is None else slots.checkpoint_offsets,
+        None if slots is None else slots.checkpoint_slots,
+        0 if checkpoints is None else checkpoints.shape[0],
+        -1 if slots is None else slots.pad_slot,
+        0 if initial is None else initial.shape[0],
+        0 if states.final is None else states.final.shape[0],
+        chunks.count,
+        0 if cut is None else cut.tokens,
+        segments,
+        *q.stride()[:2],
+        *k.stride()[:2],
+        *v.stride()[:2],
+        *states.slot_strides(),
+        *initial_strides,
+        *states.strides(states.final),
+        HV,
+        GROUP=group,
+        K=K,
+        V=V,
+        BK=padded_k,
+        BV=block_v,
+        BT=CHUNK,
+        SEGMENTED=cut is not None,
+        PRECISION=config.precision,
+        DESCRIPTORS=tiles is not None,
+        STAGES=config.num_stages,
+        # after descriptors, at most one chunk of each row is left
+        TAIL_STAGES=config.num_stages if tiles is None else 1,
+        num_warps=config.num_warps,
+    )

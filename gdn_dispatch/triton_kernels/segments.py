@@ -1,0 +1,198 @@
+"""Long rows cut into segments that run side by side, exactly.
+
+Over a segment the state goes through ``S -> M S + L``. L is what the recurrence leaves when it
+starts from zero, M what it leaves of the identity when the values are zero; both for all segments
+at once, then one pass joins them into the state before each segment, from which the output of all
+segments is computed at once. That is a little more than twice the arithmetic, so it pays only
+where the device would otherwise stand idle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+import triton
+
+from gdn_dispatch.triton_kernels.segments_kernel import join_segments_kernel, segment_kernel
+
+if TYPE_CHECKING:
+    from gdn_dispatch.triton_kernels.prefill import PrefillConfig, PrefillInputs, States
+    from gdn_dispatch.triton_kernels.rows import Rows
+    from gdn_dispatch.triton_kernels.tiles import Tiles
+
+__all__ = [
+    "Prepared",
+    "SegmentConfig",
+    "Segments",
+    "block_of",
+    "segment_tokens",
+    "split_into_segments",
+]
+
+_CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentConfig:
+    """When to cut rows, how, and how to launch what that takes.
+
+    Attributes:
+        programs: Programs of the recurrence that fill the device; segments are made as long as
+            that allows.
+        min_tokens: Shortest segment, a multiple of 64.
+        least: Fewest segments of the longest row that make cutting worth its price.
+        num_stages: Of the pass over segments; the rest as for the recurrence.
+        join_block_v, join_warps: Of the pass that joins them.
+        join_precision: Of its products, whose operands are fp32.
+    """
+
+    programs: int = 264
+    min_tokens: int = 512
+    least: int = 4
+    num_stages: int = 3
+    join_block_v: int = 16
+    join_warps: int = 4
+    join_precision: str = "tf32x3"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Segments:
+    """What the cutting gives.
+
+    Attributes:
+        tokens: Tokens per segment.
+        count: Segments per row to launch for; a row of fewer tokens has fewer.
+        states: ``[n * count, HV, V, K]`` fp32, the state before each segment of each row.
+    """
+
+    tokens: int
+    count: int
+    states: torch.Tensor
+
+
+def block_of(block: int, width: int) -> int:
+    """A block of at most ``block``, and no larger than ``width`` needs."""
+    return min(block, max(16, int(triton.next_power_of_2(width))))
+
+
+def segment_tokens(config: SegmentConfig, *, tokens: int, max_seqlen: int, programs: int) -> int:
+    """Tokens per segment, or 0: not worth it.
+
+    Args:
+        config: When to cut.
+        tokens: Of all rows.
+        max_seqlen: Of the longest row.
+        programs: Of the recurrence, per row.
+    """
+    share = tokens * programs / config.programs
+    size = max(config.min_tokens, -(-int(share) // _CHUNK) * _CHUNK)
+    return size if max_seqlen > (config.least - 1) * size else 0
+
+
+class Prepared(NamedTuple):
+    """What ``prepare_kernel`` leaves.
+
+    Attributes:
+        transform: ``[HV, chunks, C, C]``. factors: ``[HV, chunks, 4, C]``.
+        chunk_offsets: ``[n+1]`` number of the first chunk of each row.
+        tiles: Descriptors, or None.
+    """
+
+    transform: torch.Tensor
+    factors: torch.Tensor
+    chunk_offsets: torch.Tensor
+    tiles: Tiles | None
+
+
+def split_into_segments(
+    inputs: PrefillInputs,
+    rows: Rows,
+    states: States,
+    prepared: Prepared,
+    config: PrefillConfig,
+) -> Segments | None:
+    """Cut the rows of a prefill group, or return None where that is not worth it.
+
+    Args:
+        inputs, rows, states: As for ``chunk_rule``; ``states`` is only read.
+        prepared: What does not depend on the state.
+        config: When to cut, and how to launch.
+    """
+    how = config.segments
+    if how is None:
+        return None
+    transform, factors, chunk_offsets, tiles = prepared
+    k, v = inputs.k, inputs.v
+    T, H, K = k.shape
+    HV, V = v.shape[1:]
+    block_v = block_of(config.block_v, V)
+    programs = triton.cdiv(V, block_v) * HV
+    size = segment_tokens(how, tokens=T, max_seqlen=rows.max_seqlen, programs=programs)
+    if size == 0:
+        return None
+    count = triton.cdiv(rows.max_seqlen, size)
+    n = rows.num_seqs
+    before = torch.empty(n * count, HV, V, K, dtype=torch.float32, device=v.device)
+    transfers = torch.empty(n * count, HV, K, K, dtype=torch.float32, device=v.device)
+    slots = states.slots
+    padded_k = max(16, triton.next_power_of_2(K))
+    blocks = triton.cdiv(V, block_v) + triton.cdiv(K, block_v)
+    segment_kernel[(blocks * HV * n * count,)](
+        k,
+        v,
+        transform,
+        None if tiles is None else tiles.k,
+        None if tiles is None else tiles.v,
+        None if tiles is None else tiles.transform,
+        None if tiles is None else tiles.factors,
+        factors,
+        states.initial,
+        before,
+        transfers,
+        rows.sequences,
+        rows.starts,
+        rows.cu_seqlens,
+        chunk_offsets,
+        None if slots is None else slots.write,
+        None if slots is None else slots.read,
+        None if slots is None else slots.has_initial_state,
+        -1 if slots is None else slots.pad_slot,
+        0 if states.initial is None else states.initial.shape[0],
+        transform.shape[1],
+        size,
+        count,
+        *k.stride()[:2],
+        *v.stride()[:2],
+        *states.slot_strides(),
+        *states.strides(states.initial),
+        HV,
+        GROUP=HV // H,
+        K=K,
+        V=V,
+        BK=padded_k,
+        BV=block_v,
+        BT=_CHUNK,
+        DESCRIPTORS=tiles is not None,
+        PRECISION=config.precision,
+        STAGES=how.num_stages,
+        num_warps=config.num_warps,
+    )
+    join_block_v = block_of(how.join_block_v, V)
+    join_segments_kernel[(triton.cdiv(V, join_block_v) * HV * n,)](
+        before,
+        transfers,
+        rows.sequences,
+        rows.cu_seqlens,
+        size,
+        count,
+        HV,
+        K=K,
+        V=V,
+        BK=padded_k,
+        BV=join_block_v,
+        PRECISION=how.join_precision,
+        num_warps=how.join_warps,
+    )
+    return Segments(size, count, before)

@@ -1,0 +1,48 @@
+"""Calls that between them launch every kernel in every configuration of the CUDA table."""
+
+from __future__ import annotations
+
+import torch
+
+import gdn_dispatch
+from gdn_dispatch import LayerSpec
+
+BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
+
+# (H, HV) on one rank: what matters to a kernel is HV / H, and how much there is to do at once
+HEADS = ((16, 16), (16, 32), (16, 48), (2, 8))
+
+
+def specs():
+    """Layers: sizes of groups at K = V = 128 in bf16, then what else differs."""
+    for H, HV in HEADS:
+        yield LayerSpec(H, HV, 128, 128, BF16, FP32, num_speculative_tokens=3)
+    yield LayerSpec(4, 8, 128, 128, BF16, BF16, state_v_first=False, num_speculative_tokens=3)
+    yield LayerSpec(4, 8, 64, 64, BF16, FP32)
+    yield LayerSpec(4, 8, 64, 64, FP32, FP32)
+    yield LayerSpec(4, 8, 128, 128, FP16, FP32, conv_bias=True, conv_dim_first=True)
+
+
+def layer(spec, backend):
+    """Prefills, decodes and drafts of all orders of size."""
+    gdn_dispatch.warmup(spec, "cpu", max_num_seqs=128, max_num_tokens=4096, backend=backend)
+
+
+def rules(backend):
+    """The recurrence alone, as transformers and FLA's callers ask for it."""
+    for dtype, v_first, l2norm in ((BF16, True, True), (BF16, False, False), (FP32, False, True)):
+        q, k = (torch.zeros(1, 200, 2, 128, dtype=dtype) for _ in range(2))
+        v = torch.zeros(1, 200, 4, 128, dtype=dtype)
+        g = torch.zeros(1, 200, 4)
+        for call in (
+            gdn_dispatch.chunk_gated_delta_rule,
+            gdn_dispatch.fused_recurrent_gated_delta_rule,
+        ):
+            call(
+                q, k, v, g, g,
+                initial_state=torch.zeros(1, 4, 128, 128),
+                output_final_state=True,
+                use_qk_l2norm_in_kernel=l2norm,
+                state_v_first=v_first,
+                backend=backend,
+            )  # fmt: skip
