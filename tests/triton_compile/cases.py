@@ -39,7 +39,7 @@ def rules(backend):
             gdn_dispatch.fused_recurrent_gated_delta_rule,
         ):
             call(
-                q, k, v, g, g,
+                q, k, v, g=g, beta=g,
                 initial_state=torch.zeros(1, 4, 128, 128),
                 output_final_state=True,
                 use_qk_l2norm_in_kernel=l2norm,
