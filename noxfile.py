@@ -76,7 +76,7 @@ def vllm(session: nox.Session) -> None:
 
 @nox.session
 def triton(session: nox.Session) -> None:
-    """The Triton kernels in Triton's interpreter, the conformance kit among the tests, and ptxas."""
+    """The Triton kernels in Triton's interpreter, the conformance kit among it, and ptxas."""
     session.install("-r", "tests/triton/requirements.txt")
     session.install("--no-deps", "-e", ".", "-e", "backends/cuda")
     session.env["TRITON_INTERPRET"] = "1"

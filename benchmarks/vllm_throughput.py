@@ -125,8 +125,8 @@ def main() -> None:
         for workload in WORKLOADS
     }
     result = {
-        "what": "tokens per second with gdn_dispatch (backend torch) over those in-tree, vLLM's CPU "
-        "engine, bf16",
+        "what": "tokens per second with gdn_dispatch (backend torch) over those in-tree, "
+        "vLLM's CPU engine, bf16",
         "command": "python benchmarks/vllm_throughput.py --rounds "
         f"{options.rounds} --output {options.output}",
         "workloads": {

@@ -277,7 +277,7 @@ def recurrence_kernel(
     tile = t[:, None] * BT + t[None, :]
     DTYPE: tl.constexpr = transform.dtype.element_ty
 
-    # From one checkpoint to the next; without checkpoints, once. Where a leg begins is looked up and
+    # From one checkpoint to the next; without checkpoints, once. Where a leg begins is looked up,
     # not carried from the one before it: Triton 3.6 takes a carried bound for its first value.
     for leg in range(checkpoints + 1):
         position = begin

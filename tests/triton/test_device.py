@@ -229,8 +229,10 @@ def test_the_rules_synchronise_nowhere(recurrent):
     starts = host.cuda()
 
     def run():
-        rule(q, k, v, g=g, beta=beta, cu_seqlens=starts, cu_seqlens_cpu=host, output_final_state=True,
-             use_qk_l2norm_in_kernel=True, backend="cuda")  # fmt: skip
+        rule(
+            q, k, v, g=g, beta=beta, cu_seqlens=starts, cu_seqlens_cpu=host,
+            output_final_state=True, use_qk_l2norm_in_kernel=True, backend="cuda",
+        )  # fmt: skip
         rule(q, k, v, g=g, beta=beta, output_final_state=True, backend="cuda")
 
     run()
