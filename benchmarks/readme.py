@@ -93,15 +93,15 @@ def prefill_rows(report: dict[str, Any]) -> list[str]:
             ratios[peer].append(ratio)
             cells.append(f"{ratio:.2f} x")
         rows.append(f"| {result['case']} | {ours * 1e3:.3f} ms | {' | '.join(cells)} |")
-    means = [f"**{math.exp(statistics.fmean(map(math.log, r))):.2f} x**" for r in ratios.values()]
+    means = [f"**{statistics.geometric_mean(found):.2f} x**" for found in ratios.values()]
     return [*rows, f"| geometric mean | | {' | '.join(means)} |"]
 
 
 def decode_rows(report: dict[str, Any]) -> list[str]:
     """Decode on a GPU: our time, vLLM's, and the share of the bandwidth of a copy."""
     rows = [
-        "| decode, rows x HV | fp32 states | of a copy's bandwidth | vLLM 0.33 | bf16 states | of a "
-        "copy's bandwidth | vLLM 0.33 |",
+        "| decode, rows x HV | fp32 states | of a copy's bandwidth | vLLM 0.33 "
+        "| bf16 states | of a copy's bandwidth | vLLM 0.33 |",
         "|---|---|---|---|---|---|---|",
     ]
     for both in zip(report["fp32"], report["bf16"], strict=True):
