@@ -2,6 +2,10 @@
 
 import importlib.util
 import os
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 FOUND = importlib.util.find_spec("triton") is not None
 if not FOUND or os.environ.get("TRITON_INTERPRET") == "1":

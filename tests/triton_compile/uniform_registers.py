@@ -24,6 +24,8 @@ def unwritten(sass):
         name, text = match.groups()
         operands = [operand.strip() for operand in text.split(",")]
         target = None
+        while operands and re.fullmatch(r"UP\d+", operands[0]) and name.startswith("ULOP"):
+            operands = operands[1:]  # a predicate that is written, too
         if name.startswith(_WRITES) and re.fullmatch(r"UR\d+", operands[0]):
             target, operands = int(operands[0][2:]), operands[1:]
         for operand in operands:

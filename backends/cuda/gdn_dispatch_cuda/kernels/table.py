@@ -28,8 +28,8 @@ _ANY: Final = 1 << 62
 _TENSOR_MEMORY_ACCESS: Final = frozenset({90, 100, 103})
 """Architectures with a copy engine and 227 KB of shared memory per block; others have 163 or 99."""
 
-# On sm_90 none of those for bf16 and K, V <= 128 spills; all others are in
-# benchmarks/results/triton_resources.json.
+# On sm_90 those for bf16 and K, V <= 128 do not spill, but for 8 bytes in variants of the wide one;
+# all others are in benchmarks/results/triton_resources.json.
 _PLAIN: Final = PrefillConfig(block_v=32, num_warps=8, num_stages=1, inverse_precision="fp16")
 _BEFORE_HOPPER: Final = PrefillConfig(
     block_v=64, num_warps=8, num_stages=2, use_descriptors=False,
