@@ -29,7 +29,7 @@ parity: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/parity
 
 # The Triton kernels, without a GPU: their numbers in Triton's interpreter, then their resources by
-# its ptxas. The conformance kit takes the interpreter an hour and more: nox -s triton.
+# its ptxas. The conformance kit takes the interpreter longer than CI has: nox -s triton.
 triton: .venv-triton/installed
 	TRITON_INTERPRET=1 $(TRITON)/python -m pytest -n 2 tests/triton \
 		--ignore tests/triton/test_conformance.py
