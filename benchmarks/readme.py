@@ -130,8 +130,10 @@ def gpu_section() -> str:
         "",
         f"{header['device']}, torch {header['torch']}, Triton {header['versions']['triton']}, "
         f"{header['date'][:10]}; bf16, K = V = 128. x: the peer's time over ours, CUDA graphs",
-        "replayed in turn in one run (`gdn-dispatch bench --suite h200 --quick`,",
-        "`benchmarks/device/decode_tuning.py`). FlashInfer with its context parallelism.",
+        "replayed (`gdn-dispatch bench --suite h200 --quick --without FlashQLA`, stopped after its",
+        "first part; `benchmarks/device/decode_tuning.py`). FlashInfer: its context parallelism on.",
+        "The decode kernel was edited after this table; three sizes were timed again:",
+        decode["after_the_last_edit"] + ".",
     ]
     return "\n".join(lines) + "\n"
 

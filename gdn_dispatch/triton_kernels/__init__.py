@@ -4,8 +4,10 @@ Nothing here chooses a configuration, asks for a device or keeps a cache: a host
 tensors and a configuration (``config.py``), allocates what it returns, and launches. Importing
 this package imports no Triton; importing one of its kernel modules does.
 
-    layer     attention.py                    rule.py
+    calls     attention.py  rule.py           a layer; the recurrence alone (dense.py: no plan)
     host      conv.py  prefill.py  steps.py   launches, grids, strides
-    kernels   conv_*_kernel.py …              @triton.jit
-    data      rows.py  config.py              what a group of rows and a launch consist of
+              segments.py  tiles.py           long rows in pieces; descriptors of chunks
+              device_meta.py                  chunk tables from lengths on the device
+    kernels   *_kernel.py                     @triton.jit
+    data      rows.py  config.py  capture.py  a group of rows; a launch; whether it is captured
 """

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gdn_dispatch.layer import split_projections
+from gdn_dispatch.triton_kernels.capture import is_capturing
 from gdn_dispatch.triton_kernels.config import LaunchShape
 from gdn_dispatch.triton_kernels.conv import conv_prefill, conv_update
 from gdn_dispatch.triton_kernels.prefill import PrefillInputs, States, chunk_rule
@@ -42,7 +43,7 @@ def gdn_attention(request: GDNRequest, table: LaunchTable) -> GDNOutput:
     meta, out = request.meta, request.out
     slots = Slots.of(meta)
     conv = torch.empty(mixed_qkv.shape, dtype=mixed_qkv.dtype, device=mixed_qkv.device)
-    if _is_capturing(out.device):
+    if is_capturing(out.device):
         # A replayed graph may have fewer tokens than the captured step; whose they are is known on
         # the device alone.
         out.zero_()
@@ -136,10 +137,3 @@ def _shape(request: GDNRequest, group: SequenceGroup, *, speculative: bool = Fal
         speculative=speculative,
         channels_last=request.conv_state.stride(1) == 1,
     )
-
-
-def _is_capturing(device: torch.device) -> bool:
-    if device.type == "cpu":
-        return False
-    ask = getattr(torch.get_device_module(device), "is_current_stream_capturing", None)
-    return ask is not None and bool(ask())

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 import triton
 
+from gdn_dispatch.triton_kernels.capture import is_capturing
 from gdn_dispatch.triton_kernels.segments_kernel import join_segments_kernel, segment_kernel
 
 if TYPE_CHECKING:
@@ -132,7 +133,10 @@ def split_into_segments(
     size = segment_tokens(how, tokens=T, max_seqlen=rows.max_seqlen, programs=programs)
     if size == 0:
         return None
-    count = triton.cdiv(rows.max_seqlen, size)
+    longest = rows.max_seqlen
+    if rows.chunks is not None and is_capturing(v.device):
+        longest = max(longest, rows.chunks.count * _CHUNK)  # as long as a row of a replay may be
+    count = triton.cdiv(longest, size)
     n = rows.num_seqs
     before = torch.empty(n * count, HV, V, K, dtype=torch.float32, device=v.device)
     transfers = torch.empty(n * count, HV, K, K, dtype=torch.float32, device=v.device)

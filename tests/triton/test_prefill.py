@@ -9,6 +9,7 @@ import torch
 
 from gdn_dispatch.testing.rule_inputs import Dims, no_gates, resetting_gates, strong_gates
 from gdn_dispatch.torch_backend.reference import reference_gates
+from gdn_dispatch.triton_kernels import segments
 from gdn_dispatch.triton_kernels.prefill import States
 from gdn_dispatch.triton_kernels.segments import SegmentConfig, segment_tokens
 from tests.triton.prefill_inputs import PRECISE, check, slots_of, step_of
@@ -257,3 +258,14 @@ def test_segments_only_where_they_pay():
     assert segment_tokens(config, tokens=32768, max_seqlen=32768, programs=16) == 2048
     assert segment_tokens(config, tokens=32768, max_seqlen=32768, programs=128) == 0
     assert segment_tokens(config, tokens=1024, max_seqlen=1024, programs=16) == 0
+
+
+def test_a_captured_launch_serves_longer_rows_than_it_was_captured_with(monkeypatch):
+    """What the host knew when it launched was the first step; the tensors hold a later one."""
+    monkeypatch.setattr(segments, "is_capturing", lambda device: True)
+    step = step_of([200, 3], SMALL, spare_chunks=2, config=CUT)
+    step.rows = replace(step.rows, max_seqlen=130)
+    first = random_pool(2, SMALL)
+    final = torch.full_like(first, torch.nan)
+    out = step.run(States(initial=first, final=final))
+    check_rows(step, out, first, final)

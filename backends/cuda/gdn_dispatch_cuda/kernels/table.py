@@ -1,9 +1,9 @@
 """Which configuration a launch of the portable kernels gets on an NVIDIA GPU.
 
 Configurations are numbers chosen by measuring, not by a search at run time: the first prefill of a
-server compiles what ``warmup`` would, and nothing else, ever. All of them were measured on an H200
-(sm_90; ``benchmarks/results``); other architectures get the same numbers, which compile there
-without spills but were not measured there.
+server compiles what ``warmup`` would, and nothing else, ever. Those for bf16 activations and
+K = V = 128 were measured on an H200 (sm_90; ``benchmarks/results``). What other dtypes, sizes and
+architectures get compiles, and was not tuned; nothing has run on another architecture.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ _TENSOR_MEMORY_ACCESS: Final = frozenset({90, 100, 103})
 # On sm_90 those for bf16 and K, V <= 128 do not spill, but for 8 bytes in variants of the wide one;
 # all others are in benchmarks/results/triton_resources.json.
 _PLAIN: Final = PrefillConfig(block_v=32, num_warps=8, num_stages=1, inverse_precision="fp16")
+_PLAIN_FP16: Final = replace(_PLAIN, precision="tf32", inverse_precision="tf32x3")
+_PLAIN_FP32: Final = replace(_PLAIN, precision="tf32x3", inverse_precision="tf32x3")
 _BEFORE_HOPPER: Final = PrefillConfig(
     block_v=64, num_warps=8, num_stages=2, use_descriptors=False,
     inverse_precision="bf16x3",
@@ -39,6 +41,8 @@ _HOPPER: Final = PrefillConfig(block_v=64, num_warps=4, num_stages=3, inverse_pr
 _HOPPER_WIDE: Final = replace(_HOPPER, block_v=128, num_warps=8)
 _BLACKWELL: Final = replace(_HOPPER, num_warps=8)
 _SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
+_HOPPER_CUT: Final = replace(_HOPPER, segments=_SEGMENTS)
+_HOPPER_WIDE_CUT: Final = replace(_HOPPER_WIDE, segments=_SEGMENTS)
 
 # (most rows * HV, config), ascending. The last part of a config is for states with values last.
 _Steps = tuple[tuple[int, StepConfig], ...]
@@ -93,8 +97,7 @@ class CudaTable:
         if shape.dtype != torch.bfloat16:
             # operands of fp32, twice the shared memory; products in three parts where the inputs
             # are fp32 too, so that nothing of them is lost
-            precision = "tf32" if shape.dtype == torch.float16 else "tf32x3"
-            return replace(_PLAIN, precision=precision, inverse_precision="tf32x3")
+            return _PLAIN_FP16 if shape.dtype == torch.float16 else _PLAIN_FP32
         if max(shape.head_dim_k, shape.head_dim_v) > 128:
             return _PLAIN
         if self.arch not in _TENSOR_MEMORY_ACCESS:
@@ -105,8 +108,9 @@ class CudaTable:
         heads = shape.num_v_heads * max(1, shape.tokens // max(1, shape.max_seqlen))
         if self.invariant:
             return _HOPPER
-        config = _HOPPER_WIDE if 20 < heads <= 40 or heads > 96 else _HOPPER
-        return replace(config, segments=_SEGMENTS) if heads <= 40 else config
+        if heads <= 40:
+            return _HOPPER_WIDE_CUT if heads > 20 else _HOPPER_CUT
+        return _HOPPER_WIDE if heads > 96 else _HOPPER
 
     def steps(self, shape: LaunchShape) -> StepConfig:
         """See ``LaunchTable``."""
