@@ -131,7 +131,7 @@ def gpu_section() -> str:
         f"{header['device']}, torch {header['torch']}, Triton {header['versions']['triton']}, "
         f"{header['date'][:10]}; bf16, K = V = 128. x: the peer's time over ours, CUDA graphs",
         "replayed (`gdn-dispatch bench --suite h200 --quick --without FlashQLA`, stopped after its",
-        "first part; `benchmarks/device/decode_tuning.py`). FlashInfer: its context parallelism on.",
+        "first part; `benchmarks/device/decode_tuning.py`). FlashInfer with context parallelism.",
         "The decode kernel was edited after this table; three sizes were timed again:",
         decode["after_the_last_edit"] + ".",
     ]
