@@ -5,6 +5,7 @@
 #   h200.sh unpack FOLDER...      archives (*.tar.xz) of site-packages, and packages laid out as is
 #   h200.sh warm [OPTION...]      compile everything, all head counts at once; times nothing
 #   h200.sh run [OPTION...]       the suite; options of `gdn-dispatch bench`, such as --quick
+#   h200.sh table REPORT          from part `calls` of a report, the table that `cuda` chooses by
 #
 # SITE is where the libraries go (default /tmp/site), OUT where results and logs go (default .).
 # An archive may come in several pieces in several folders; what is there already is kept.
@@ -57,6 +58,14 @@ warm() {
     done
 }
 
+table() { # into the checkout, where the next run reads it
+    PYTHONPATH=".:backends/cuda" "$PYTHON" -c '
+import json, sys
+from gdn_dispatch_cuda.providers.choice import table_from_report
+print(json.dumps(table_from_report(json.load(open(sys.argv[1]))), indent=1))' "$1" >"$OUT/measured.json"
+    cp "$OUT/measured.json" backends/cuda/gdn_dispatch_cuda/providers/measured.json
+}
+
 command=${1:-}
 [ $# -gt 0 ] && shift
 mkdir -p "$SITE"
@@ -64,6 +73,7 @@ register
 case "$command" in
 unpack) unpack "$@" ;;
 warm) warm "$@" ;;
+table) table "$@" ;;
 run)
     # progress goes to the log; the table is what is read
     if ! bench --output "$OUT/h200.json" "$@" 2>"$OUT/h200.log"; then
@@ -72,7 +82,7 @@ run)
     fi
     ;;
 *)
-    sed -n '2,12s/^# \{0,1\}//p' "$0"
+    sed -n '2,13s/^# \{0,1\}//p' "$0"
     exit 2
     ;;
 esac

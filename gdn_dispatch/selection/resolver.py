@@ -170,8 +170,11 @@ def _turned_down(candidate: Candidate, facts: CallFacts, choice: Choice) -> Reje
         return Rejection(name, "probe", (f"unavailable: {reason}",))
 
     asked_for = choice.name == name
-    found = list(_provider_reasons(info, choice.provider, facts) if asked_for else ())
-    found += [("capability", reason) for reason in info.capability.not_supported_reasons(facts)]
+    if asked_for and choice.provider is not None:
+        # which may do what the backend's own choice does not, such as gradients
+        found = list(_provider_reasons(info, choice.provider, facts))
+    else:
+        found = [("capability", reason) for reason in info.capability.not_supported_reasons(facts)]
     hook = HOOK_OF_OP[facts.op]
     if hook not in candidate.hooks and hook != "build_chunk_meta":  # the core has a builder
         found.append(("capability", f"does not implement {facts.op}"))
@@ -195,10 +198,8 @@ def _device_reasons(
 
 
 def _provider_reasons(
-    info: BackendInfo, wanted: str | None, facts: CallFacts
+    info: BackendInfo, wanted: str, facts: CallFacts
 ) -> Iterator[tuple[str, str]]:
-    if wanted is None:
-        return
     provider = next((p for p in info.providers if p.name == wanted), None)
     if provider is None:
         known = ", ".join(p.name for p in info.providers) or "none"

@@ -33,7 +33,7 @@ from gdn_dispatch.testing.layer_inputs import Layer, LayerDims, Tokens, on_devic
 from gdn_dispatch.testing.pools import PoolLayout, Pools
 from gdn_dispatch.testing.rule_inputs import Dims, RuleInputs, cu_seqlens, starts_of
 from gdn_dispatch.testing.tolerances import TOLERANCES
-from gdn_dispatch.types import Available, BackendInfo
+from gdn_dispatch.types import Available, BackendInfo, ProviderInfo
 
 __all__ = ["FORMS", "Subject", "call_rule", "find_subject", "why_not_here"]
 
@@ -50,7 +50,8 @@ class Subject:
     """The backend under test.
 
     Attributes:
-        name: As in ``backend="name"``.
+        name: As in ``backend="name"``; ``name/provider`` tests that provider, held to what
+            it declares itself.
         version: Of its distribution, or what it says itself.
         info: What it says of itself.
         device: Where it is tested.
@@ -66,7 +67,8 @@ class Subject:
     @property
     def capability(self) -> Capability:
         """What it declares."""
-        return self.info.capability
+        provider = _provider(self.info, self.name)
+        return self.info.capability if provider is None else provider.capability
 
     @property
     def dtype(self) -> torch.dtype:
@@ -221,9 +223,15 @@ class Subject:
                 yield
             return
         registry, config = active_registry(), active_config()
-        everything = replace(self.info, capability=Capability(features=frozenset(Feature)))
+        backend = self.name.partition("/")[0]
+        all_features = Capability(features=frozenset(Feature))
+        everything = replace(
+            self.info,
+            capability=all_features,
+            providers=tuple(replace(p, capability=all_features) for p in self.info.providers),
+        )
         stand_in = Registry()
-        stand_in.register(_Overstated(registry.pluggy.get_plugin(self.name), everything), self.name)
+        stand_in.register(_Overstated(registry.pluggy.get_plugin(backend), everything), backend)
         install(stand_in, Config())
         try:
             with use_backend(self.name):
@@ -259,24 +267,37 @@ def call_rule(
 
 
 def find_subject(name: str, device: str | None, tolerances: Mapping[str, float]) -> Subject | None:
-    """The installed backend of that name; None where it cannot run here (``why_not_here``)."""
-    plugin = active_registry().plugins.get(name)
-    if not isinstance(plugin, LoadedPlugin) or not isinstance(plugin.availability, Available):
+    """The installed backend, or provider, of that name; None where ``why_not_here`` says why."""
+    if why_not_here(name):
         return None
+    plugin = active_registry().plugins[name.partition("/")[0]]
+    assert isinstance(plugin, LoadedPlugin)
     where = device or next(iter(plugin.info.device_types), "cpu")
     version = plugin.version or plugin.info.version
     return Subject(name, str(version), plugin.info, torch.device(where), tolerances)
 
 
 def why_not_here(name: str) -> str:
-    """Why ``find_subject`` found nothing."""
-    plugin = active_registry().plugins.get(name)
+    """Why ``find_subject`` finds nothing; empty if it finds something."""
+    backend, _, wanted = name.partition("/")
+    plugin = active_registry().plugins.get(backend)
     if plugin is None:
         known = ", ".join(sorted(active_registry().names))
-        return f"no backend {name!r} is installed (there are {known})"
+        return f"no backend {backend!r} is installed (there are {known})"
     if isinstance(plugin, FailedPlugin):
         return plugin.reason
-    return getattr(plugin.availability, "reason", "")
+    if not isinstance(plugin.availability, Available):
+        return plugin.availability.reason
+    provider = _provider(plugin.info, name)
+    if wanted and provider is None:
+        known = ", ".join(p.name for p in plugin.info.providers) or "none"
+        return f"{backend} has no provider {wanted!r} (it has {known})"
+    return "" if provider is None else provider.unavailable
+
+
+def _provider(info: BackendInfo, name: str) -> ProviderInfo | None:
+    wanted = name.partition("/")[2]
+    return next((p for p in info.providers if p.name == wanted), None)
 
 
 def _preferred(declared: tuple[str, ...]) -> torch.dtype:

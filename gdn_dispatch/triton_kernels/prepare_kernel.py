@@ -6,33 +6,9 @@ import triton
 import triton.language as tl
 
 from gdn_dispatch.triton_kernels.dots_kernel import split_decay, unit_lower_inverse
+from gdn_dispatch.triton_kernels.gates_kernel import decay_and_strength
 
 __all__ = ["prepare_kernel"]
-
-
-@triton.jit
-def _gates(
-    g, beta, A_log, dt_bias, head, live, BETA_IS_LOGIT: tl.constexpr, NEG_EIGVAL: tl.constexpr
-):
-    """Natural-log decay and write strength of the chunk's tokens; 0 for those past its end."""
-    decay = tl.load(g, mask=live, other=0.0).to(tl.float32)
-    if A_log is not None:
-        x = decay
-        if dt_bias is not None:
-            x += tl.load(dt_bias + head).to(tl.float32)
-        # softplus = max(x, 0) + log1p(e); log1p from log, corrected for what 1 + e rounds away
-        e = tl.exp(-tl.abs(x))
-        u = 1.0 + e
-        log1p = tl.where(u == 1.0, e, tl.log(u) * (e / tl.where(u == 1.0, 1.0, u - 1.0)))
-        decay = -tl.exp(tl.load(A_log + head).to(tl.float32)) * (tl.maximum(x, 0.0) + log1p)
-        decay = tl.where(live, decay, 0.0)
-    strength = tl.load(beta, mask=live, other=0.0).to(tl.float32)
-    if BETA_IS_LOGIT:
-        strength = 1.0 / (1.0 + tl.exp(-strength))
-        strength = tl.where(live, strength, 0.0)
-    if NEG_EIGVAL:
-        strength = strength * 2.0
-    return decay, strength
 
 
 @triton.jit(do_not_specialize=["chunks", "H"])
@@ -131,7 +107,7 @@ def prepare_kernel(
     tile = t[:, None] * BT + t[None, :]
     for j in tl.range(HEADS, num_stages=1, disable_licm=True):
         head = first_head + j
-        decay, strength = _gates(
+        decay, strength = decay_and_strength(
             g + (first * g_token + head * g_head) + t * g_token,
             beta + (first * beta_token + head * beta_head) + t * beta_token,
             A_log,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from gdn_dispatch_cuda.kernels import operands
 
 import gdn_dispatch
 from gdn_dispatch import LayerSpec
@@ -45,3 +46,17 @@ def rules(backend):
                 state_v_first=v_first,
                 backend=backend,
             )  # fmt: skip
+
+
+def conversions():
+    """What the adapters to libraries convert with, in every form they ask for."""
+    q = torch.zeros(1, 200, 2, 128, dtype=BF16)
+    operands.unit_heads(q, q)
+    g = torch.zeros(1, 200, 4, dtype=BF16)
+    for raw in (None, torch.zeros(4)):
+        for linear in (False, True):
+            for logit in (False, True):
+                operands.gates(
+                    g if logit else g.float(), g, A_log=raw, dt_bias=raw, linear=linear,
+                    smallest=-60.0, beta_is_logit=logit, allow_neg_eigval=False,
+                )  # fmt: skip

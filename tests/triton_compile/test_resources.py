@@ -19,18 +19,20 @@ TABLE = ROOT / "benchmarks" / "results" / "triton_resources.json"
 KERNELS = {
     "conv_prefill_kernel", "conv_update_kernel", "prepare_kernel", "recurrence_kernel",
     "segment_kernel", "join_segments_kernel", "recurrent_kernel",
+    "unit_heads_kernel", "gates_kernel",
 }  # fmt: skip
 
 CODE = """
 import json, sys
 sys.path.insert(0, {here!r})
-import resources
+import cases, resources
 from gdn_dispatch import LayerSpec, warmup
 import torch
 
 def work(backend):
     spec = LayerSpec(2, 4, 128, 128, torch.bfloat16, torch.float32, num_speculative_tokens=2)
     warmup(spec, "cpu", max_num_seqs=2, max_num_tokens=8192, backend=backend)
+    cases.conversions()
 
 found = resources.collect({arch}, work)
 print(json.dumps([launch.row() | {{"grid": launch.grid}} for launch in found]))

@@ -1,20 +1,22 @@
 """Pieces the adapters convert with: gates, layouts, and packed batches without empty sequences.
 
 Each adapter says in its own docstring which of them it uses, and so what it copies. All of it is
-tensor arithmetic on the device and arithmetic on the host's copy of the lengths; nothing here reads
-a device tensor on the host. Everything is differentiable.
+arithmetic on the device and on the host's copy of the lengths; nothing here reads a device tensor
+on the host. Heads and gates go through kernels of this package on a GPU; through torch where
+gradients are wanted, and on a CPU, where the tests' stand-ins for the libraries run.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
 
 from gdn_dispatch.torch_backend.kernels.gates import decay_from_gate, write_strength
 from gdn_dispatch.types import GDNOutput
+from gdn_dispatch_cuda.providers.library import wants_gradients
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -27,15 +29,14 @@ __all__ = [
     "Batch",
     "Derived",
     "aligned",
-    "decay",
+    "gates",
     "initial_states",
-    "normalised",
     "result",
-    "strength",
+    "unit_heads",
     "without_tokens",
 ]
 
-SMALLEST_DECAY = -60.0
+SMALLEST_DECAY: Final = -60.0
 """Natural log of the smallest decay handed to a library that subtracts sums of logarithms.
 
 -inf less -inf is NaN there, and the sum of a few -1e4 has lost what comes after it. e^-60 = 9e-27
@@ -110,26 +111,55 @@ class Derived:
         return values[key]  # type: ignore[return-value]
 
 
-def decay(request: RuleRequest) -> torch.Tensor:
-    """``[B, T, HV]`` fp32 natural-log decay, from the raw gate where the request has one."""
-    if request.A_log is None:
-        return request.g.float()
-    return decay_from_gate(request.g, request.A_log, request.dt_bias)
+def unit_heads(request: RuleRequest) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both of q and k, divided by ``sqrt(sum x^2 + 1e-6)`` over K where the request asks for that.
+
+    In fp32, cast back to their dtype. One pass on a GPU.
+    """
+    q, k = request.q, request.k
+    if not request.use_qk_l2norm_in_kernel:
+        return q, k
+    if q.is_cuda and not wants_gradients(request):
+        from gdn_dispatch_cuda.kernels import operands  # which imports Triton
+
+        return operands.unit_heads(q, k)
+    return _unit(q), _unit(k)
 
 
-def strength(request: RuleRequest) -> torch.Tensor:
-    """``[B, T, HV]`` fp32 write strength, from its logit where the request has one."""
-    return write_strength(
+def gates(request: RuleRequest, *, linear: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """``[B, T, HV]`` fp32 decay and write strength, from raw gates where the request has them.
+
+    One pass on a GPU.
+
+    Args:
+        request: The request.
+        linear: The decay as ``exp(g)``; else in natural logarithms, at least ``SMALLEST_DECAY``.
+    """
+    if request.g.is_cuda and not wants_gradients(request):
+        from gdn_dispatch_cuda.kernels import operands  # which imports Triton
+
+        return operands.gates(
+            request.g,
+            request.beta,
+            A_log=request.A_log,
+            dt_bias=request.dt_bias,
+            linear=linear,
+            smallest=SMALLEST_DECAY,
+            beta_is_logit=request.use_beta_sigmoid_in_kernel,
+            allow_neg_eigval=request.allow_neg_eigval,
+        )
+    g = request.g.float()
+    if request.A_log is not None:
+        g = decay_from_gate(request.g, request.A_log, request.dt_bias)
+    beta = write_strength(
         request.beta,
         is_logit=request.use_beta_sigmoid_in_kernel,
         allow_neg_eigval=request.allow_neg_eigval,
     )
+    return g.exp() if linear else g.clamp(min=SMALLEST_DECAY), beta
 
 
-def normalised(x: torch.Tensor, wanted: bool) -> torch.Tensor:
-    """``x / sqrt(sum x^2 + 1e-6)`` over the last dimension, in fp32, cast back to x's dtype."""
-    if not wanted:
-        return x
+def _unit(x: torch.Tensor) -> torch.Tensor:
     y = x.float()
     return (y * (y.square().sum(-1, keepdim=True) + 1e-6).rsqrt()).to(x.dtype)
 

@@ -28,13 +28,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from gdn_dispatch.capability import Capability, Feature
 from gdn_dispatch_cuda.providers.convert import (
-    SMALLEST_DECAY,
     Batch,
     Derived,
-    decay,
+    gates,
     initial_states,
     result,
-    strength,
     without_tokens,
 )
 from gdn_dispatch_cuda.providers.library import Library
@@ -108,7 +106,7 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
     nothing = without_tokens(request, batch)
     if nothing is not None:
         return nothing
-    q, k, v, g, beta = request.q, request.k, request.v, decay(request), strength(request)
+    (q, k, v), (g, beta) = (request.q, request.k, request.v), gates(request)
     cu_seqlens = chunk_indices = None
     if batch.meta is not None:
         cu_seqlens, chunk_indices = _derived.get(batch.meta, "tables", lambda: _tables(batch))
@@ -118,7 +116,7 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
         q,
         k,
         v,
-        g.clamp(min=SMALLEST_DECAY),
+        g,
         beta,
         scale=request.scale,
         initial_state=initial_states(request, batch, v_first=request.state_v_first),

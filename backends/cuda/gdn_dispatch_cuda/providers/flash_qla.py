@@ -35,14 +35,12 @@ import torch
 
 from gdn_dispatch.capability import Capability, Feature
 from gdn_dispatch_cuda.providers.convert import (
-    SMALLEST_DECAY,
     Batch,
     Derived,
-    decay,
+    gates,
     initial_states,
-    normalised,
     result,
-    strength,
+    unit_heads,
     without_tokens,
 )
 from gdn_dispatch_cuda.providers.library import Library, compute_capability
@@ -140,9 +138,7 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
     if nothing is not None:
         return nothing
     rule, build_context, chunk_size, prepare = _functions()
-    q = normalised(request.q, request.use_qk_l2norm_in_kernel)
-    k = normalised(request.k, request.use_qk_l2norm_in_kernel)
-    v, g, beta = request.v, decay(request).clamp(min=SMALLEST_DECAY), strength(request)
+    (q, k), v, (g, beta) = unit_heads(request), request.v, gates(request)
     cu_seqlens = None
     if batch.meta is None:
         context = build_context(None)

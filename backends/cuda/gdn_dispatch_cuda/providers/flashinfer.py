@@ -37,11 +37,10 @@ from gdn_dispatch.capability import Capability, Feature
 from gdn_dispatch_cuda.providers.convert import (
     Batch,
     aligned,
-    decay,
+    gates,
     initial_states,
-    normalised,
     result,
-    strength,
+    unit_heads,
     without_tokens,
 )
 from gdn_dispatch_cuda.providers.library import Library
@@ -123,16 +122,8 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
     if nothing is not None:
         return nothing
     T = batch.num_tokens
-    q, k, v, alpha, beta = (
-        aligned(x.flatten(0, 1)[:T])
-        for x in (
-            normalised(request.q, request.use_qk_l2norm_in_kernel),
-            normalised(request.k, request.use_qk_l2norm_in_kernel),
-            request.v,
-            decay(request).exp(),
-            strength(request),
-        )
-    )
+    operands = (*unit_heads(request), request.v, *gates(request, linear=True))
+    q, k, v, alpha, beta = (aligned(x.flatten(0, 1)[:T]) for x in operands)
     if batch.meta is None:
         length = request.q.shape[1]
         cu_seqlens = torch.arange(0, T + 1, length, dtype=torch.int32, device=q.device)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gdn_dispatch.capability import Capability
     from gdn_dispatch.types import RuleRequest
 
-__all__ = ["Library", "compute_capability", "installed_version"]
+__all__ = ["Library", "compute_capability", "installed_version", "wants_gradients"]
 
 DEVICE_TYPES: Final = ("cuda",)
 """Of the tensors an adapter takes."""
@@ -118,7 +118,7 @@ class Library:
             raise self.refuse(
                 f"compute capability {found[0]}.{found[1]}", f"it needs {lowest} or more", own
             )
-        if Feature.AUTOGRAD not in capability.features and _wants_gradients(request):
+        if Feature.AUTOGRAD not in capability.features and wants_gradients(request):
             raise self.refuse("gradients", "not adapted", "run under torch.no_grad()")
         state = request.initial_state
         for name, x, allowed in (
@@ -151,7 +151,8 @@ def compute_capability(device: torch.device) -> tuple[int, int]:
     return major, minor
 
 
-def _wants_gradients(request: RuleRequest) -> bool:
+def wants_gradients(request: RuleRequest) -> bool:
+    """Whether a result of this request has to be differentiable."""
     if not torch.is_grad_enabled():
         return False
     r = request
