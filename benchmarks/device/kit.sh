@@ -4,7 +4,7 @@
 # library, if it needs one (h200.sh unpack). CHECKER goes before Python.
 #
 #   OUT=results bash benchmarks/device/kit.sh [-n 8]
-#   BACKEND=cuda/triton-invariant bash benchmarks/device/kit.sh
+#   BACKEND=cuda/triton_invariant bash benchmarks/device/kit.sh
 #   CHECKER="compute-sanitizer --tool memcheck" bash benchmarks/device/kit.sh -k random_serving
 set -euo pipefail
 cd "$(dirname "$0")/../.."

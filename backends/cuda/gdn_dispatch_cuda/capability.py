@@ -16,10 +16,10 @@ CAPABILITY = Capability(
     max_conv_width=8,
     notes=(
         "inputs of a rule whose last stride is not 1 are copied; so are interleaved projections",
-        "batch invariance: with cuda/triton-invariant, which the kit has not been run on",
+        "batch invariance: with cuda/triton_invariant, which the kit has not been run on",
     ),
 )
 """Of the backend, and of the provider ``triton``: Triton kernels of this project."""
 
 INVARIANT = replace(CAPABILITY, features=CAPABILITY.features | {Feature.BATCH_INVARIANT})
-"""Of the provider ``triton-invariant``: the same kernels, never launched by the batch's size."""
+"""Of the provider ``triton_invariant``: the same kernels, never launched by the batch's size."""

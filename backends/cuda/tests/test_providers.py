@@ -394,7 +394,7 @@ def test_an_unknown_adapter(calls):
 
 def test_what_backend_info_says(calls):
     infos = {info.name: info for info in providers.provider_infos()}
-    assert list(infos) == ["triton", "triton-invariant", "flashinfer", "flash_qla", "fla"]
+    assert list(infos) == ["triton", "triton_invariant", "flashinfer", "flash_qla", "fla"]
     assert not any(info.unavailable for info in infos.values())
     assert providers.available() == ("flashinfer", "flash_qla", "fla")
 

@@ -79,6 +79,7 @@ def test_a_small_gain_is_not_worth_it():
         ({"compute_capability": "10.0"}, "9.0, not 10.0"),
         ({"dtype": "float16"}, "not float16"),
         ({"head_dim": 64}, "not 64"),
+        ({"l2norm": False}, "not measured with l2norm=False"),
         ({"num_tokens": 64, "longest": 64}, "no measurement near"),
         ({"num_tokens": 10**7, "longest": 10**7}, "no measurement near"),
     ],
@@ -118,13 +119,22 @@ def test_a_report_becomes_a_table():
             "date": "2026-11-20T17:00+00:00", "commit": "abc", "device": "H200",
             "compute_capability": "9.0", "versions": {"torch": "2.11"},
         },
-        "results": [result("prefill", triton=9.0), result("calls", triton=2e-3, fla=1e-3)],
+        "results": [
+            result("layer", triton=9.0),
+            result("prefill", triton=4e-3, fla=9e-3),
+            result("calls", triton=2e-3, fla=1e-3),
+        ],
     }  # fmt: skip
     data = json.loads(json.dumps(table_from_report(report)))
     table = parse_table(data)
-    assert table.rows == (Row(2, 8, 1, 64, 64, (("triton", 2.0), ("fla", 1.0))),)
+    assert table.rows == (
+        Row(2, 8, 1, 64, 64, (("triton", 4.0), ("fla", 9.0)), l2norm=False),
+        Row(2, 8, 1, 64, 64, (("triton", 2.0), ("fla", 1.0)), l2norm=True),
+    )
     assert table.versions == (("torch", "2.11"),)
-    assert choose(ShapeFacts(2, 8, 1, 64, 64, "9.0"), ["fla"], table).provider == "fla"
+    facts = ShapeFacts(2, 8, 1, 64, 64, "9.0")
+    assert choose(facts, ["fla"], table).provider == "fla"
+    assert choose(replace(facts, l2norm=False), ["fla"], table).provider == OWN
 
 
 @pytest.mark.parametrize("data", [{}, {"rows": [{}]}, {"rows": 3}])

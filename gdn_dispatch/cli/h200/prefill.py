@@ -2,8 +2,9 @@
 
 Everybody is given what is native to them, outside the clock: normalised q and k, linear or
 logarithmic decay, chunk tables, metadata. What is timed is the library's own public function,
-initial states none, final states wanted, as in the published table. What it costs to get there from
-a common call is another part, ``calls``, where the adapters of this package convert.
+initial states none, final states wanted, as in the published table. The adapters of this package,
+``cuda/flashinfer`` and so on, are given what its own kernels are given, and convert inside the
+clock; in another part, ``calls``, that includes the normalisation.
 """
 
 from __future__ import annotations
@@ -234,6 +235,8 @@ def _takes(function: Any, parameter: str) -> bool:
 PREFILL: Final[tuple[Contestant[PrefillInputs], ...]] = (
     Ours("cuda/triton"),
     Ours("cuda"),
+    Ours("cuda/flashinfer"),
+    Ours("cuda/flash_qla"),
     FLA(),
     FlashInfer(),
     FlashQLA(),
@@ -245,4 +248,4 @@ CALLS: Final[tuple[Contestant[PrefillInputs], ...]] = tuple(
     Ours(name, whole=True)
     for name in ("cuda/triton", "cuda/fla", "cuda/flashinfer", "cuda/flash_qla")
 )
-"""A caller's view of the chunk rule: what choosing a provider is decided by."""
+"""A caller's view of the chunk rule; with the adapters of ``PREFILL``, what ``cuda`` chooses by."""

@@ -17,9 +17,6 @@ __all__ = ["table", "write_plots"]
 OURS: Final = {"calls": "cuda/triton", "steps": "cuda/triton"}
 """Who is ours, where it is not ``cuda``."""
 
-OWN: Final = ("cuda", "cuda/triton")
-"""Who is not one of the others."""
-
 MANY: Final = 48
 """Cases of a part from which on they are summed up by head counts."""
 
@@ -62,8 +59,15 @@ def _part(part: str, results: Sequence[dict[str, Any]], bandwidth: float) -> lis
             for r in results
         ]
     ours = OURS.get(part, "cuda")
-    rows += _summary(results, names, ours)
+    rows += _summary(results, names, ours, _others(part, names))
     return _aligned(rows)
+
+
+def _others(part: str, names: Iterable[str]) -> list[str]:
+    """Who is not ours; among calls, whatever is not our own kernels."""
+    if part == "calls":
+        return [name for name in names if name != OURS[part]]
+    return [name for name in names if name.partition("/")[0] != "cuda"]
 
 
 def _cell(entry: dict[str, Any] | None, bandwidth: float) -> str:
@@ -83,7 +87,9 @@ def _cell(entry: dict[str, Any] | None, bandwidth: float) -> str:
     return text
 
 
-def _summary(results: Sequence[dict[str, Any]], names: list[str], ours: str) -> list[list[str]]:
+def _summary(
+    results: Sequence[dict[str, Any]], names: list[str], ours: str, others: list[str]
+) -> list[list[str]]:
     """Geometric means of how many times ours is faster, by head counts if there are several."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for r in results:
@@ -96,8 +102,7 @@ def _summary(results: Sequence[dict[str, Any]], names: list[str], ours: str) -> 
     best = [
         min(times) / own
         for r in results
-        if (own := _seconds(r, ours))
-        and (times := [t for n in names if n not in OWN and (t := _seconds(r, n))])
+        if (own := _seconds(r, ours)) and (times := [t for n in others if (t := _seconds(r, n))])
     ]
     if best:
         behind = sum(ratio < 1 for ratio in best)

@@ -3,7 +3,7 @@
 Five parts, each a list of shapes and of contestants:
 
 * ``prefill``: the chunk rule's kernels alone, on 171 published shapes, by graph replay.
-* ``calls``: the chunk rule as a caller sees it, eager, for every provider of the CUDA backend.
+* ``calls``: the same as a caller sees it, q and k not normalised, by every provider of ``cuda``.
 * ``layer``: whole layer cores of steps up to 8192 tokens, eager.
 * ``decode``: the layer core of decode steps, by graph replay, states read from memory.
 * ``steps``: the recurrence of decode steps alone, the same way.
@@ -109,7 +109,7 @@ def parts(
     steps = QUICK_DECODE_SHAPES if quick else DECODE_SHAPES
     found = [
         Part("prefill", few if quick else prefills, prefill, prefill_part.PREFILL, graph),
-        Part("calls", few if quick else prefills, prefill, prefill_part.CALLS, eager),
+        Part("calls", few if quick else prefills, prefill, prefill_part.CALLS, graph),
         Part("layer", layers, lambda s: layer_inputs(s, device), layer_part.LAYER, eager),
         Part("decode", steps, decode, decode_part.DECODE, graph),
         Part("steps", steps, decode, decode_part.STEPS, graph),

@@ -101,23 +101,26 @@ def _expectations(node: Any, subject: Subject) -> tuple[set[Feature], tuple[str,
     """Features a test needs, and every reason why the backend does not claim to pass it."""
     features = {feature for mark in node.iter_markers("gdn_needs") for feature in mark.args}
     params = node.callspec.params if hasattr(node, "callspec") else {}
-    operation = params.get("form") or ("layer" if _LAYER in features else None)
+    if params.get("form"):
+        features.add(FORMS[params["form"]])
     if params.get("v_first"):
         features.add(Feature.STATE_V_FIRST)
-    if operation is None:
-        return features, ()
-    if operation in FORMS:
-        features.add(FORMS[operation])
+    operations = [form for form, feature in FORMS.items() if feature in features]
+    if _LAYER in features:
+        operations.append("layer")
     dims = params.get("dims")
     dtypes = {
         name: str(params[name]).removeprefix("torch.")
         for name in ("dtype", "state_dtype")
         if isinstance(params.get(name), torch.dtype)
     }
-    reasons = subject.not_declared(
-        operation, dims if isinstance(dims, Dims) else None, features, **dtypes
-    )
-    return features, reasons
+    found = dims if isinstance(dims, Dims) else None
+    reasons = [
+        reason
+        for operation in operations
+        for reason in subject.not_declared(operation, found, features, **dtypes)
+    ]
+    return features, tuple(dict.fromkeys(reasons))
 
 
 def _share_cores(config: pytest.Config) -> None:

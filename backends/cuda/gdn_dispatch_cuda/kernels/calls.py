@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = ["gated_delta_rule", "gdn_attention"]
 
-_OWN = ("triton", "triton-invariant")
+_OWN = ("triton", "triton_invariant")
 
 
 def gdn_attention(request: GDNRequest) -> GDNOutput:
@@ -38,4 +38,4 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
 @lru_cache(maxsize=64)
 def _table(device: torch.device, provider: str | None) -> CudaTable:
     major, minor = compute_capability(device)
-    return CudaTable(arch=10 * major + minor, invariant=provider == "triton-invariant")
+    return CudaTable(arch=10 * major + minor, invariant=provider == "triton_invariant")

@@ -38,7 +38,7 @@ def provider_infos() -> tuple[ProviderInfo, ...]:
     """What ``backend_info`` says: our own kernels, then adapters. Imports no library."""
     return (
         ProviderInfo(OWN, CAPABILITY),
-        ProviderInfo(f"{OWN}-invariant", INVARIANT),
+        ProviderInfo(f"{OWN}_invariant", INVARIANT),
         *(
             ProviderInfo(name, adapter.capability(), adapter.unavailable())
             for name, adapter in ADAPTERS.items()
@@ -101,6 +101,7 @@ def _facts(request: RuleRequest, capability: str) -> ShapeFacts:
         compute_capability=capability,
         dtype=str(request.q.dtype).removeprefix("torch."),
         head_dim=K if K == V else 0,
+        l2norm=request.use_qk_l2norm_in_kernel,
     )
 
 

@@ -2,7 +2,8 @@
 
 A pure function of a call's sizes and of a table of measurements, which is data: ``measured.json``
 beside this file, made by ``table_from_report`` from a report of ``gdn-dispatch bench``. Times in it
-include the adapter's conversions. Without a measurement close to a call, our own kernels run.
+are those of the GPU and include the adapter's conversions. Without a measurement close to a call,
+our own kernels run.
 """
 
 from __future__ import annotations
@@ -53,6 +54,7 @@ class ShapeFacts:
         compute_capability: Of the device, as ``"9.0"``.
         dtype: Activation dtype, as ``"bfloat16"``.
         head_dim: K and V, where they are equal; else 0.
+        l2norm: Whether q and k are to be normalised, which costs a library a pass over both.
     """
 
     num_heads: int
@@ -63,6 +65,7 @@ class ShapeFacts:
     compute_capability: str
     dtype: str = "bfloat16"
     head_dim: int = 128
+    l2norm: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,7 @@ class Row:
     num_tokens: int
     longest: int
     milliseconds: tuple[tuple[str, float], ...]
+    l2norm: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,9 @@ class Choice(NamedTuple):
     reason: str
 
 
+_L2NORM: Final = {"calls": True, "prefill": False}
+"""Parts of a report that a table is made of, and whether q and k are normalised in their calls."""
+
 UNMEASURED: Final = Choice(OWN, "own kernels: nothing was measured")
 
 
@@ -130,9 +137,12 @@ def choose(facts: ShapeFacts, available: Iterable[str], table: Table) -> Choice:
     ):
         if wanted != measured:
             return Choice(OWN, f"own kernels: measured for {name} {measured}, not {wanted}")
+    rows = [row for row in table.rows if row.l2norm == facts.l2norm]
+    if not rows:
+        return Choice(OWN, f"own kernels: not measured with l2norm={facts.l2norm}")
     heads = (facts.num_heads, facts.num_v_heads)
-    same = [row for row in table.rows if (row.num_heads, row.num_v_heads) == heads]
-    nearest = min(same or table.rows, key=lambda row: _distance(facts, row))
+    same = [row for row in rows if (row.num_heads, row.num_v_heads) == heads]
+    nearest = min(same or rows, key=lambda row: _distance(facts, row))
     if _distance(facts, nearest) > REACH:
         return Choice(OWN, "own kernels: no measurement near this shape")
     times = {name: ms for name, ms in nearest.milliseconds if name in usable}
@@ -187,19 +197,19 @@ def _row(data: Mapping[str, Any]) -> Row:
         int(data[name]) for name in ("H", "HV", "num_seqs", "num_tokens", "longest")
     )
     times = tuple((str(name), float(ms)) for name, ms in data["milliseconds"].items())
-    return Row(H, HV, num_seqs, num_tokens, longest, times)
+    return Row(H, HV, num_seqs, num_tokens, longest, times, bool(data["l2norm"]))
 
 
 def table_from_report(report: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of a table, from the JSON of ``gdn-dispatch bench --suite h200``.
 
-    Taken are the eager times of calls through ``backend="cuda/..."`` in part ``calls``, so that
-    conversions count.
+    Taken are the times of calls through ``backend="cuda/..."``, so that conversions count: those of
+    part ``calls`` with q and k to be normalised, of part ``prefill`` without.
     """
     header = report["header"]
     rows = []
     for result in report["results"]:
-        if result["part"] != "calls":
+        if result["part"] not in _L2NORM:
             continue
         milliseconds = {
             name.partition("/")[2]: round(entry["seconds"] * 1e3, 5)
@@ -211,7 +221,8 @@ def table_from_report(report: Mapping[str, Any]) -> dict[str, Any]:
                 name: result["shape"][name]
                 for name in ("H", "HV", "num_seqs", "num_tokens", "longest")
             }
-            rows.append({**shape, "milliseconds": milliseconds})
+            l2norm = _L2NORM[result["part"]]
+            rows.append({**shape, "l2norm": l2norm, "milliseconds": milliseconds})
     return {
         "date": header["date"][:10],
         "commit": header["commit"] or "",
