@@ -37,9 +37,9 @@ def gated_delta_rule(request: RuleRequest, table: LaunchTable) -> GDNOutput:
     g, beta = (x.flatten(0, 1) for x in (request.g, request.beta))
     out = torch.empty(B, T, HV, V, dtype=request.v.dtype, device=device)
     if meta is None:
-        rows, lived = dense_rows(B, T, device), B * T
+        rows, lived = dense_rows(B, T, device, chunked=not request.recurrent), B * T
     elif meta.prefill is None:  # no sequences
-        rows, lived = dense_rows(0, 0, device), 0
+        rows, lived = dense_rows(0, 0, device, chunked=not request.recurrent), 0
     else:
         rows, lived = Rows.of(meta, meta.prefill), meta.plan.num_tokens
     flat = out.flatten(0, 1)

@@ -55,7 +55,7 @@ _DECODE_FP32: Final[_Steps] = (
 _DECODE_HALF: Final[_Steps] = (
     (64, StepConfig(8, 2, 16, StepConfig(32, 2))),
     (128, StepConfig(8, 1, 8, StepConfig(32, 2))),
-    (_ANY, StepConfig(16, 2, 16, StepConfig(64, 4))),
+    (_ANY, StepConfig(8, 1, 16, StepConfig(64, 4))),
 )
 _DRAFTS_FP32: Final[_Steps] = (
     (1024, StepConfig(8, 1, 8, StepConfig(16, 1))),

@@ -20,7 +20,8 @@ Refused: scale 0.0, which FlashInfer takes for "not given".
 
 Not seen here, because that would read the device: FlashInfer works with log2(alpha + 1e-10), so a
 decay below 1e-10 (g < -23) counts as 1e-10, g = -inf too. Its inverse is fp16 (less accurate than
-the other libraries' on strongly correlated keys). Where its own rule wants context parallelism and
+the other libraries' on strongly correlated keys). A NaN in one sequence reaches the sequences
+beside it (seen on an H200, FlashInfer 0.7.2). Where its own rule wants context parallelism and
 cannot have it, it warns and goes on without. The first call of a kind compiles for seconds.
 
 Its pools (``state_indices``), checkpoints and decode kernels are not adapted, and not declared.
@@ -77,6 +78,7 @@ _CAPABILITY: Final = Capability(
     notes=(
         "decay of less than 1e-10 a token, g = -inf too, counts as 1e-10",
         "the inverse within a chunk is fp16",
+        "a NaN in one sequence reaches the sequences beside it",
     ),
 )
 
