@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
+from gdn_dispatch.cli.h200.shapes import QUICK_PREFILL  # noqa: E402 - found through the path above
+
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- measured: benchmarks/readme.py -->\n", "<!-- /measured -->\n"
 GPU_BEGIN, GPU_END = "<!-- measured on a GPU: benchmarks/readme.py -->\n", "<!-- /GPU -->\n"
-PEERS = {"FLA": "FLA 0.6", "FlashInfer": "FlashInfer 0.7", "vLLM Triton": "vLLM 0.33, Triton"}
+PEERS = {
+    "FLA": "FLA 0.6",
+    "FlashInfer": "FlashInfer 0.7",
+    "FlashQLA": "FlashQLA 0.1.3",
+    "vLLM Triton": "vLLM 0.33, Triton",
+}
 
 
 def cell(value: float | None, unit: str) -> str:
@@ -75,65 +84,102 @@ def section() -> str:
     return "\n".join(lines) + "\n"
 
 
+def ratio(contestants: dict[str, Any], peer: str, ours: str) -> float | None:
+    """How many times as long the peer takes; None where it was not measured."""
+    seconds = contestants.get(peer, {}).get("seconds")
+    return seconds / contestants[ours]["seconds"] if seconds else None
+
+
+def means(found: list[list[float | None]]) -> list[str]:
+    """Geometric means of columns, in bold."""
+    columns = [[x for x in column if x is not None] for column in zip(*found, strict=True)]
+    return [f"**{statistics.geometric_mean(column):.2f} x**" for column in columns]
+
+
 def prefill_rows(report: dict[str, Any]) -> list[str]:
-    """Prefill on a GPU: our time, and every peer's as a multiple of it."""
+    """Prefill on a GPU: what ``cuda`` takes, and everybody else as a multiple of it."""
     rows = [
-        f"| prefill, H/HV tokens | ours | {' | '.join(PEERS.values())} |",
-        "|---|---|" + "---|" * len(PEERS),
+        f"| prefill, H/HV tokens | cuda | own kernels | {' | '.join(PEERS.values())} |",
+        "|---|---|---|" + "---|" * len(PEERS),
     ]
-    ratios: dict[str, list[float]] = {peer: [] for peer in PEERS}
+    all_ratios = []
     for result in report["results"]:
-        if result["part"] != "prefill":
-            continue
         contestants = result["contestants"]
-        ours = contestants["cuda/triton"]["seconds"]
-        cells = []
-        for peer in PEERS:
-            ratio = contestants[peer]["seconds"] / ours
-            ratios[peer].append(ratio)
-            cells.append(f"{ratio:.2f} x")
-        rows.append(f"| {result['case']} | {ours * 1e3:.3f} ms | {' | '.join(cells)} |")
-    means = [f"**{statistics.geometric_mean(found):.2f} x**" for found in ratios.values()]
-    return [*rows, f"| geometric mean | | {' | '.join(means)} |"]
+        ratios = [ratio(contestants, name, "cuda") for name in ("cuda/triton", *PEERS)]
+        all_ratios.append(ratios)
+        if result["case"] in QUICK_PREFILL:
+            seconds = contestants["cuda"]["seconds"]
+            cells = [f"{x:.2f} x" for x in ratios if x is not None]
+            rows.append(f"| {result['case']} | {seconds * 1e3:.3f} ms | {' | '.join(cells)} |")
+    return [*rows, f"| all {len(all_ratios)} shapes | | {' | '.join(means(all_ratios))} |"]
+
+
+def layer_rows(report: dict[str, Any]) -> list[str]:
+    """Whole layers: what a step takes eagerly, and vLLM's pieces as a multiple."""
+    heads: dict[str, list[dict[str, Any]]] = {}
+    for result in report["results"]:
+        heads.setdefault(result["case"].split()[0], []).append(result)
+    tokens = [result["case"].split()[1] for result in next(iter(heads.values()))]
+    rows = [
+        f"| layer, H/HV; vLLM 0.33 | {' | '.join(tokens)} |",
+        "|---|" + "---|" * len(tokens),
+    ]
+    for name, results in heads.items():
+        ratios = [ratio(r["contestants"], "vLLM Triton", "cuda") for r in results]
+        rows.append(f"| {name} | " + " | ".join(f"{x:.2f} x" for x in ratios if x) + " |")
+    return rows
 
 
 def decode_rows(report: dict[str, Any]) -> list[str]:
-    """Decode on a GPU: our time, vLLM's, and the share of the bandwidth of a copy."""
+    """Decode on a GPU: the layer core beside vLLM's, the recurrence alone beside both peers'."""
     rows = [
-        "| decode, rows x HV | fp32 states | of a copy's bandwidth | vLLM 0.33 "
-        "| bf16 states | of a copy's bandwidth | vLLM 0.33 |",
-        "|---|---|---|---|---|---|---|",
+        "| decode, HV = 32 | layer core | of a copy's bandwidth | vLLM 0.33 "
+        "| recurrence alone | of a copy's bandwidth | vLLM 0.33 | FlashInfer 0.7 |",
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for both in zip(report["fp32"], report["bf16"], strict=True):
-        cells = [f"{both[0]['rows_times_heads']:.0f}"]
-        for row in both:
-            cells += [
-                f"{row['ours_us']:.3g} us",
-                f"{row['gb_per_s'] / report['copy_gb_per_s']:.0%}",
-                f"{row['vllm_us'] / row['ours_us']:.2f} x",
-            ]
-        rows.append("| " + " | ".join(cells) + " |")
+    bandwidth = report["header"]["copy_bandwidth"]
+    parts: dict[str, dict[str, Any]] = {"decode": {}, "steps": {}}
+    for result in report["results"]:
+        parts[result["part"]][result["case"]] = result["contestants"]
+    for case, layer in parts["decode"].items():
+        if "HV=32" not in case:
+            continue
+        cells = [case.replace(" HV=32", ",")]
+        for found, ours, peers in (
+            (layer, "cuda", ("vLLM Triton",)),
+            (parts["steps"][case], "cuda/triton", ("vLLM Triton", "FlashInfer")),
+        ):
+            if "seconds" not in found[ours]:
+                cells += ["-"] * (2 + len(peers))
+                continue
+            seconds = found[ours]["seconds"]
+            share = found[ours]["traffic"] / seconds / bandwidth
+            cells += [f"{seconds * 1e6:.3g} us", f"{share:.0%}"]
+            cells += [f"{ratio(found, peer, ours):.2f} x" for peer in peers]
+        rows.append(f"| {' | '.join(cells)} |")
     return rows
 
 
 def gpu_section() -> str:
     """What was measured on a GPU."""
-    prefill, decode = (
+    prefill, layer, decode = (
         json.loads((RESULTS / name).read_text(encoding="utf-8"))
-        for name in ("h200_prefill.json", "h200_decode.json")
+        for name in ("h200_prefill.json", "h200_layer.json", "h200_decode.json")
     )
     header = prefill["header"]
     lines = [
         *prefill_rows(prefill),
         "",
+        *layer_rows(layer),
+        "",
         *decode_rows(decode),
         "",
         f"{header['device']}, torch {header['torch']}, Triton {header['versions']['triton']}, "
-        f"{header['date'][:10]}; bf16, K = V = 128. x: the peer's time over ours, CUDA graphs",
-        "replayed (`gdn-dispatch bench --suite h200 --quick --without FlashQLA`, stopped after its",
-        "first part; `benchmarks/device/decode_tuning.py`). FlashInfer with context parallelism.",
-        "The decode kernel was edited after this table; three sizes were timed again:",
-        decode["after_the_last_edit"] + ".",
+        f"{header['date'][:10]}; bf16, K = V = 128. x: the other's time over that",
+        "of `cuda`. Prefill and decode: replays of a CUDA graph; layers: eager, host work included.",
+        "FlashInfer and FlashQLA with context parallelism. `gdn-dispatch bench --suite h200` with",
+        "`--part prefill --heads 2/8 --heads 16/32 --heads 16/64`, `--part layer`, and",
+        "`--part decode --part steps`.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -16,7 +16,7 @@ CAPABILITY = Capability(
     max_conv_width=8,
     notes=(
         "inputs of a rule whose last stride is not 1 are copied; so are interleaved projections",
-        "batch invariance: with cuda/triton_invariant, which the kit has not been run on",
+        "batch invariance: with cuda/triton_invariant (13 of 13 on an H200)",
     ),
 )
 """Of the backend, and of the provider ``triton``: Triton kernels of this project."""

@@ -78,7 +78,8 @@ class DecodeShape:
     @property
     def name(self) -> str:
         """``B=64 HV=32 fp32``."""
-        return f"B={self.B} HV={self.HV} {self.state_dtype.replace('float', 'fp', 1)}"
+        short = {"float32": "fp32", "bfloat16": "bf16"}
+        return f"B={self.B} HV={self.HV} {short[self.state_dtype]}"
 
     @property
     def facts(self) -> dict[str, int]:
