@@ -7,6 +7,7 @@ shapes, strides and dtypes alone.
 
 from __future__ import annotations
 
+from math import isclose
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -75,7 +76,7 @@ def _dtypes(r: GDNRequest) -> Iterator[str]:
 def _options(r: GDNRequest) -> Iterator[str]:
     if r.activation is None:
         yield "activation=None: it has silu alone"
-    if r.scale != r.head_dim_k**-0.5:
+    if not isclose(r.scale, r.head_dim_k**-0.5, rel_tol=1e-6):
         yield f"scale={r.scale}: it has {r.head_dim_k}**-0.5 built in"
     if r.allow_neg_eigval:
         yield "allow_neg_eigval: its write strength is a plain sigmoid"

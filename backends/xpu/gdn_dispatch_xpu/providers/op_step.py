@@ -230,8 +230,9 @@ class _Builder:
         reads, writes = self.plan.initial_state_indices, self.plan.state_indices
         if reads is None or writes is None:
             return np.empty(0, np.int32)
-        moved = _first(reads)[self.ordinary] != _first(writes)[self.ordinary]
-        return self.ordinary[moved]
+        differ = _first(reads)[self.ordinary] != _first(writes)[self.ordinary]
+        moved: Ints = self.ordinary[differ]
+        return moved
 
     # -- on the device ---------------------------------------------------------------------------
 
@@ -275,9 +276,10 @@ class _Builder:
             raise TypeError("metadata of drafts has num_accepted_tokens")
         rows = uploaded["draft rows"].long()
         slots = self.slots.index_select(0, rows)
-        # columns past a row's tokens are not read, but must not be what they are named
+        # a row is padding by its first column alone, whatever the others name
+        unused = self._padded(slots) | self._padded(slots[:, :1])
         elsewhere = slots[:, :1] if plan.pad_slot < 0 else slots.new_full((), plan.pad_slot)
-        table = torch.where(self._padded(slots), elsewhere, slots)
+        table = torch.where(unused, elsewhere, slots)
         accepted = meta.num_accepted_tokens[: plan.num_seqs].index_select(0, rows)
         accepted = accepted.clamp(1, slots.shape[1])
         found: dict[str, object] = {
