@@ -118,7 +118,7 @@ MALFORMED = {
     "channels first": (lambda: {"pools": pools_of(channels_last=False)}, "channels last"),
     "conv pool past 32 bits": (past_32_bits, "addresses them with 32 bits, which reach 2;"),
     "head dim K": (lambda: sizes(K=48), "K=48 (supports 32, 64, 128, 256)"),
-    "head dim V": (lambda: sizes(V=40), "V=40 (supports 32, 64",
+    "head dim V": (lambda: sizes(V=40), "V=40 (supports 32, 64"),
     "six taps": (lambda: sizes(W=6), "W=6"),
     "value heads": (lambda: sizes(H=3, HV=6), "HV=6: a multiple of 4"),
     "fp32": (
@@ -204,7 +204,7 @@ def test_without_triton_a_refusal_names_both_providers(intel):
     with intel.running(nothing):
         call(STEPS["prefill"])
     request = replace(intel.plugin.request, provider=None, activation=None)
-    with pytest.raises(UnsupportedRequestError, match="xpu/sycl: activation=None.*xpu/triton: "):
+    with pytest.raises(UnsupportedRequestError, match=r"xpu/sycl: activation=None.*xpu/triton: "):
         gdn_attention(request)
     with intel.running(nothing) as calls:
         gdn_attention(replace(request, activation="silu"))
