@@ -81,9 +81,7 @@ WHEN = {
         "vllm-xpu-kernels is not installed: pip install 'gdn-dispatch[xpu]'": lambda f: (
             not f.kernels and not f.triton
         ),
-        "its gdn_attention takes 22 arguments": lambda f: (
-            f.kernels and f.refused and not f.triton
-        ),
+        "its gdn_attention takes 22 arguments": lambda f: f.kernels and f.refused and not f.triton,
     },
 }
 
