@@ -11,7 +11,7 @@ import pytest
 HERE = Path(__file__).parent
 sys.path.insert(0, str(HERE))
 
-import wheel  # noqa: E402
+import intel_wheel  # noqa: E402
 from gdn_dispatch_xpu import plugin  # noqa: E402
 from gdn_dispatch_xpu.capability import SYCL  # noqa: E402
 
@@ -21,22 +21,22 @@ from gdn_dispatch.plugins.registry import Registry  # noqa: E402
 from gdn_dispatch.selection import dispatch  # noqa: E402
 from gdn_dispatch.torch_backend import plugin as torch_backend  # noqa: E402
 
-if not wheel.INSTALLED:
+if not intel_wheel.INSTALLED:
     collect_ignore_glob = ["test_*.py"]
 
 
 def pytest_report_header():
-    missing = wheel.why_not()
+    missing = intel_wheel.why_not()
     return f"tests/xpu: {missing or 'the operator of vllm-xpu-kernels, with stub device libraries'}"
 
 
 @pytest.fixture(scope="session")
 def kernel(tmp_path_factory):
     """The operator of Intel's wheel, with a CPU kernel that tests choose."""
-    missing = wheel.why_not()
+    missing = intel_wheel.why_not()
     if missing:
         pytest.skip(missing)
-    return wheel.Kernel(wheel.load(tmp_path_factory.mktemp("stubs")))
+    return intel_wheel.Kernel(intel_wheel.load(tmp_path_factory.mktemp("stubs")))
 
 
 class OnTheCpu:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import operator_reference
 import pytest
-import reference
 
 from gdn_dispatch.testing import GDNBackendTests
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
 
 @pytest.fixture(autouse=True, scope="module")
 def _bound(registered):
-    with registered.running(reference.run):
+    with registered.running(operator_reference.run):
         yield
 
 

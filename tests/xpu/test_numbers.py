@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import operator_reference
 import pytest
-import reference
 import torch
-from steps import DIMS, DTYPE, FORMS, STEPS, call, meta_of
+from engine_steps import DIMS, DTYPE, FORMS, STEPS, call, meta_of
 
 from gdn_dispatch.testing.numbers import relative_error
 from gdn_dispatch.testing.pools import PoolLayout
@@ -18,7 +18,7 @@ LIMIT = 2e-2
 
 @pytest.fixture(autouse=True, scope="module")
 def _bound(registered):
-    with registered.running(reference.run):
+    with registered.running(operator_reference.run):
         yield
 
 

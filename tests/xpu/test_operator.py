@@ -5,12 +5,12 @@ from __future__ import annotations
 import mmap
 from dataclasses import replace
 
+import intel_wheel
 import pytest
 import torch
-import wheel
+from engine_steps import DIMS, DRAFTS, FORMS, STEPS, call, inputs_of, layer_of, meta_of, pools_of
 from gdn_dispatch_xpu.kernels.calls import gdn_attention
 from gdn_dispatch_xpu.providers import checks, schema
-from steps import DIMS, DRAFTS, FORMS, STEPS, call, inputs_of, layer_of, meta_of, pools_of
 
 from gdn_dispatch.errors import UnsupportedRequestError
 from gdn_dispatch.testing.host_reads import record_host_reads
@@ -49,7 +49,7 @@ def test_our_call_passes_intels_own_checks(intel, name, form):
     """Its arguments are checked by Intel's code, which then stops at the device."""
     with (
         intel.running(intel.intels) as calls,
-        pytest.raises(RuntimeError, match=wheel.REACHED),
+        pytest.raises(RuntimeError, match=intel_wheel.REACHED),
     ):
         call(STEPS[name], form)
     (arguments,) = calls
@@ -74,7 +74,7 @@ def test_intels_checks_are_really_run(intel, argument, spoilt, message):
 
     with intel.running(spoil), pytest.raises(RuntimeError, match=message) as caught:
         call(STEPS["mixed"])
-    assert wheel.REACHED not in str(caught.value)
+    assert intel_wheel.REACHED not in str(caught.value)
 
 
 # -- what is refused ---------------------------------------------------------------------------

@@ -6,8 +6,8 @@ import re
 
 import pytest
 import torch
+from engine_steps import STEPS, call
 from gdn_dispatch_xpu.providers import checks, schema
-from steps import STEPS, call
 
 HEAD = (
     "_xpu_C::gdn_attention(Tensor(a!) core_attn_out, Tensor(b!) z, Tensor projected_states_qkvz, "

@@ -6,7 +6,7 @@ import os
 
 import pytest
 import torch
-from steps import STEPS, call, inputs_of, layer_of, meta_of, pools_of
+from engine_steps import STEPS, call, inputs_of, layer_of, meta_of, pools_of
 
 from gdn_dispatch import Available, BackendInfo, hookimpl
 from gdn_dispatch.config import Config
