@@ -53,7 +53,7 @@ class XpuChunkMeta(ChunkMeta):
 
     def prepare(self) -> None:
         """Make ``op_step`` for the step the metadata now describes."""
-        from gdn_dispatch_xpu.providers.op_step import op_step
+        from gdn_dispatch_xpu.providers.step_builder import op_step
 
         self.op_step = op_step(self, self._arena)
 

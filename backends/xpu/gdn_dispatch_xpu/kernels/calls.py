@@ -31,7 +31,7 @@ def gdn_attention(request: GDNRequest) -> GDNOutput:
         reasons = sycl.refusals(request)
         own = unavailable()
         if not reasons and (own or not sycl.moves_states(request)):
-            return sycl.gdn_attention(request)
+            return sycl.run(request)
         if own:
             raise UnsupportedRequestError(
                 f"xpu: xpu/{OPERATOR}: {'; '.join(reasons)}; xpu/{OWN}: {own}"

@@ -95,8 +95,8 @@ def _layouts(r: GDNRequest) -> Iterator[str]:
     ):
         if x is not None and not x.is_contiguous():
             yield f"{name} with strides {tuple(x.stride())}: it takes contiguous tensors"
-    tokens = r.out.shape[0]
-    if tokens * r.conv_weight.shape[0] * 2 > MOST:
+    tokens, width = r.out.shape[0], r.conv_weight.shape[0] + r.num_v_heads * r.head_dim_v
+    if tokens * width > MOST:
         yield f"{tokens} tokens in a step: their projections are past its 32-bit addresses"
     if is_capturing(r.out.device):
         yield "a captured graph: its index tensors have exact lengths, which replays would change"

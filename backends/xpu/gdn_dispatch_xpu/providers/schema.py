@@ -17,7 +17,15 @@ import torch
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
-__all__ = ["ARGUMENTS", "Operator", "installed_version", "judge", "not_installed", "operator"]
+__all__ = [
+    "ARGUMENTS",
+    "Operator",
+    "installed_version",
+    "judge",
+    "not_installed",
+    "operator",
+    "unavailable",
+]
 
 DISTRIBUTION: Final = "vllm-xpu-kernels"
 INSTALL: Final = "pip install 'gdn-dispatch[xpu]'"

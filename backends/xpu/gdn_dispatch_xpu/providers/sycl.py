@@ -2,7 +2,7 @@
 
 ``torch.ops._xpu_C.gdn_attention`` runs conv, gates and recurrence of a whole step on an engine's
 pools, in place. It wants every index tensor of the exact length, in int32, and the projections
-whole; rows that are padding must not reach it (``op_step``).
+whole; rows that are padding must not reach it (``step_builder``).
 
 Copies and casts made here:
 
@@ -29,13 +29,14 @@ from gdn_dispatch.types import GDNOutput
 from gdn_dispatch_xpu.meta import XpuChunkMeta
 from gdn_dispatch_xpu.providers.checks import problems
 from gdn_dispatch_xpu.providers.inputs import projections
-from gdn_dispatch_xpu.providers.op_step import OpStep, op_step
-from gdn_dispatch_xpu.providers.schema import Operator, operator
+from gdn_dispatch_xpu.providers.op_step import OpStep
+from gdn_dispatch_xpu.providers.schema import Operator, operator, unavailable
+from gdn_dispatch_xpu.providers.step_builder import op_step
 
 if TYPE_CHECKING:
     from gdn_dispatch.types import GDNRequest
 
-__all__ = ["arguments", "gdn_attention", "moves_states", "refusals"]
+__all__ = ["arguments", "gdn_attention", "moves_states", "refusals", "run"]
 
 _WAY_OUT = 'pass backend="xpu/triton"'
 
@@ -61,16 +62,23 @@ def gdn_attention(request: GDNRequest) -> GDNOutput:
         BackendUnavailableError: vllm-xpu-kernels cannot be used here.
         UnsupportedRequestError: The operator cannot run the call; nothing was written.
     """
-    found = operator()
-    if isinstance(found, str):
-        raise BackendUnavailableError(f"xpu/sycl: {found}")
-    step = _step(request)
-    reasons = problems(request, step, found)
+    missing = unavailable()
+    if missing:
+        raise BackendUnavailableError(f"xpu/sycl: {missing}")
+    reasons = refusals(request)
     if reasons:
         raise UnsupportedRequestError(f"xpu/sycl: {'; '.join(reasons)}; {_WAY_OUT}")
+    return run(request)
+
+
+def run(request: GDNRequest) -> GDNOutput:
+    """Run a request that ``refusals`` has nothing against."""
+    found, step = operator(), _step(request)
+    if isinstance(found, str):
+        raise BackendUnavailableError(f"xpu/sycl: {found}")
     with torch.no_grad():
         if step.num_rows:
-            _run(request, step, found)
+            _call(request, step, found)
         _finish(request, step)
     return GDNOutput(request.out)
 
@@ -121,7 +129,7 @@ def _step(request: GDNRequest) -> OpStep:
     return op_step(meta, meta._arena)
 
 
-def _run(request: GDNRequest, step: OpStep, found: Operator) -> None:
+def _call(request: GDNRequest, step: OpStep, found: Operator) -> None:
     conv, ssm = request.conv_state, request.ssm_state
     saved = None
     if step.pad_slot is not None:
