@@ -48,6 +48,7 @@ class OnTheCpu:
 
     def __init__(self) -> None:
         self.request = None  # the last one
+        self.casts_dt_bias = True
 
     @hookimpl
     def backend_info(self):
@@ -65,7 +66,8 @@ class OnTheCpu:
     @hookimpl
     def gdn_attention(self, request):
         request.provider = "sycl"
-        request.dt_bias = request.dt_bias.to(request.out.dtype)
+        if self.casts_dt_bias:
+            request.dt_bias = request.dt_bias.to(request.out.dtype)
         self.request = request
         return plugin.gdn_attention(request)
 

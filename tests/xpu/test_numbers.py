@@ -9,6 +9,7 @@ import pytest
 import torch
 from engine_steps import DIMS, DTYPE, FORMS, STEPS, call, meta_of
 
+from gdn_dispatch import LayerSpec, warmup
 from gdn_dispatch.testing.numbers import relative_error
 from gdn_dispatch.testing.pools import PoolLayout
 from gdn_dispatch.testing.trace import Setting, Trace
@@ -73,6 +74,21 @@ def test_slots_that_the_device_alone_knows(name):
         given["num_accepted_tokens"] = torch.tensor(STEPS[name]["num_accepted_tokens"])
     close(both(step, **given))
     close(both(step, **given, initial_state_indices=slots.flip(1) if slots.ndim == 2 else slots))
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_warming_up_runs_the_operator_and_leaves_the_pool_as_it_is(registered, drafts, monkeypatch):
+    monkeypatch.setattr(registered.plugin, "casts_dt_bias", False)
+    spec = LayerSpec(
+        2, 4, 32, 32, DTYPE, torch.float32, dt_bias_dtype=DTYPE, num_speculative_tokens=drafts
+    )
+    with registered.running(operator_reference.run) as calls:
+        steps = warmup(spec, "cpu", max_num_seqs=2, max_num_tokens=70, backend="xpu")
+    assert len(calls) == steps > 4
+    for seen in calls:
+        assert not seen["ssm_state"].any()
+        assert not seen["conv_state"].any()
+        assert not seen["core_attn_out"].any()
 
 
 WIDE = PoolLayout(state_v_first=True, channels_last=True, extra_columns=3, padding=24, dtype=DTYPE)

@@ -57,6 +57,16 @@ def test_our_call_passes_intels_own_checks(intel, name, form):
     assert arguments["reorder_input"] == (form != "interleaved")
 
 
+@pytest.mark.parametrize("W", [1, 2, 3, 5])
+@pytest.mark.parametrize("name", ["mixed", "speculative"])
+def test_other_widths_pass_them_too(intel, name, W):
+    dims = replace(DIMS, W=W)
+    tokens = sum(STEPS[name]["lengths"])
+    changes = {"pools": pools_of(dims), "layer": layer_of(dims), **inputs_of("apart", tokens, dims)}
+    with intel.running(intel.intels), pytest.raises(RuntimeError, match=intel_wheel.REACHED):
+        call(STEPS[name], **changes)
+
+
 @pytest.mark.parametrize(
     ("argument", "spoilt", "message"),
     [

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -87,3 +89,13 @@ def test_one_that_was_split_but_knows_no_ragged_drafts(registered):
     assert reasons(registered, "padded", split) == ()
     (reason,) = reasons(registered, "all kinds", split)
     assert "gated_delta_rule_spec_recoverssm" in reason
+
+
+def test_a_wheel_that_cannot_be_loaded_says_what_is_missing():
+    """As it is on this machine without the stubs: oneAPI's loader of drivers is not there."""
+    code = "from gdn_dispatch_xpu.providers import schema; print(schema.operator())"
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert "vllm-xpu-kernels 0.1.16.2 cannot be loaded: ImportError: lib" in result.stdout
+    assert "it needs torch's XPU build and oneAPI's runtime" in result.stdout
