@@ -1,18 +1,18 @@
 """Which configuration a launch of the portable kernels gets on Intel's Xe2 (B-series, Lunar Lake).
 
-**Not measured.** The numbers follow from the hardware and have not run on it:
+**Not measured.** The numbers follow from the hardware and from Intel's code generator, and have not
+run on either:
 
-* A Triton warp is a sub-group of 16 lanes there (32 at most), half an NVIDIA warp: programs get
-  twice the warps for the same work.
-* A vector engine has 8 threads with 128 registers of 64 bytes, or 4 with 256. A program whose state
-  tile is [128, 32] in fp32 has 16 KB, an eighth of a core's registers, over 8 warps 2 KB a thread:
-  a quarter of 8 KB. Tiles of 64 columns would take half and spill beside their operands.
+* A warp is a sub-group of 32 lanes, as on NVIDIA, but a hardware thread has 128 registers of 64
+  bytes (8 KB), a quarter of what an NVIDIA warp may have. So programs get more warps: a state tile
+  of [128, 32] in fp32 is 16 KB, over 8 warps 2 KB of each one's 8; 64 columns would take half of it
+  and leave too little for operands.
 * Products of bf16 are systolic; those of fp32 are not, unless they are rounded to tf32, which the
-  inverse would not survive. It takes three bf16 products where activations are bf16. fp16 and fp32
-  activations have operands of fp32: plain ones.
-* Loads of 16 bytes a lane and lines of 64 bytes: 4 lanes to a line. 8 keep two lines in flight.
+  inverse would not survive. It takes three bf16 products where activations are bf16 (an older code
+  generator refuses to compile that). fp16 and fp32 activations have operands of fp32: plain ones.
 * Shared local memory is 128 KB for a core: two stages, not three.
-* No segments: what fills such a device (160 vector engines on a B580) is a guess until measured.
+* No descriptors: its block loads want memory aligned to 64 bytes, and an engine's rows need not be.
+* No segments: what fills such a device is a guess until it is measured.
 """
 
 from __future__ import annotations
