@@ -1,13 +1,14 @@
-# make demo | test | lint | types | parity | triton | mutants | packaging | matrix | bench
+# make demo | test | lint | types | parity | triton | xpu | mutants | packaging | matrix | bench
 # Everything runs in .venv, made here from pinned versions; nothing else needs to be installed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 TRITON := .venv-triton/bin
+XPU := .venv-xpu/bin
 PEER_PACKAGES := fla-core==0.6.0 vllm==0.33.0
 
-.PHONY: demo test lint types check parity triton mutants packaging matrix bench bench-metadata clean
+.PHONY: demo test lint types check parity triton xpu mutants packaging matrix bench bench-metadata clean
 
 demo: .venv/installed
 	$(BIN)/gdn-dispatch demo
@@ -34,6 +35,10 @@ triton: .venv-triton/installed
 	TRITON_INTERPRET=1 $(TRITON)/python -m pytest -n 2 tests/triton \
 		--ignore tests/triton/test_conformance.py
 	$(TRITON)/python -m pytest -n 2 tests/triton_compile
+
+# The XPU backend without an Intel GPU: Intel's own wheel, loaded with stub device libraries.
+xpu: .venv-xpu/installed
+	TRITON_INTERPRET=1 $(XPU)/python -m pytest -n 2 -r fE tests/xpu
 
 # Broken copies of the torch backend, each of which the conformance kit has to find.
 mutants: .venv/installed
@@ -77,5 +82,11 @@ bench-metadata: .venv-peers/installed
 	$(TRITON)/pip install --quiet --disable-pip-version-check --no-deps -e . -e backends/cuda
 	touch $@
 
+.venv-xpu/installed: pyproject.toml tests/xpu/requirements.txt
+	$(PYTHON) -m venv .venv-xpu
+	$(XPU)/pip install --quiet --disable-pip-version-check -r tests/xpu/requirements.txt
+	$(XPU)/pip install --quiet --disable-pip-version-check --no-deps -e . -e backends/xpu
+	touch $@
+
 clean:
-	rm -rf .venv .venv-peers .venv-triton .venv-nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-triton .venv-xpu .venv-nox .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -86,6 +86,15 @@ def triton(session: nox.Session) -> None:
 
 
 @nox.session
+def xpu_wheel(session: nox.Session) -> None:
+    """The XPU backend with Intel's own wheel, loaded with stub device libraries."""
+    session.install("-r", "tests/xpu/requirements.txt")
+    session.install("--no-deps", "-e", ".", "-e", "backends/xpu")
+    session.env["TRITON_INTERPRET"] = "1"
+    pytest(session, "-n", "2", "tests/xpu")
+
+
+@nox.session
 def packaging(session: nox.Session) -> None:
     """The wheels, built, installed into new environments and used."""
     install(session, "-e", ".[testing]", "hatchling")

@@ -176,7 +176,7 @@ def gpu_section() -> str:
         "",
         f"{header['device']}, torch {header['torch']}, Triton {header['versions']['triton']}, "
         f"{header['date'][:10]}; bf16, K = V = 128. x: the other's time over that",
-        "of `cuda`. Prefill and decode: replays of a CUDA graph; layers: eager, host work included.",
+        "of `cuda`. Prefill and decode: replays of a CUDA graph; layers: eager, with host work.",
         "FlashInfer and FlashQLA with context parallelism. `gdn-dispatch bench --suite h200` with",
         "`--part prefill --heads 2/8 --heads 16/32 --heads 16/64`, `--part layer`, and",
         "`--part decode --part steps`.",

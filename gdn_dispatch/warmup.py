@@ -33,7 +33,7 @@ class LayerSpec:
         conv_width: W.
         conv_bias: Whether the convolution has one.
         conv_dim_first: Whether a slot of the conv pool is ``[D, L]`` in memory; else ``[L, D]``.
-        gate_dtype: Of ``A_log`` and ``dt_bias``.
+        gate_dtype: Of ``A_log``. dt_bias_dtype: Of ``dt_bias``, or None: the same.
         activation: ``"silu"`` or None.
         state_v_first: Layout of the state pool.
         allow_neg_eigval: See ``gdn_attention``.
@@ -54,6 +54,7 @@ class LayerSpec:
     state_v_first: bool = True
     allow_neg_eigval: bool = False
     num_speculative_tokens: int = 0
+    dt_bias_dtype: torch.dtype | None = None
 
 
 def warmup(
@@ -150,7 +151,7 @@ def _layer(spec: LayerSpec, device: torch.device) -> dict[str, Any]:
         "ssm_state": zeros(1, *state, dtype=spec.state_dtype),
         "conv_weight": zeros(D, W),
         "A_log": zeros(HV, dtype=spec.gate_dtype),
-        "dt_bias": zeros(HV, dtype=spec.gate_dtype),
+        "dt_bias": zeros(HV, dtype=spec.dt_bias_dtype or spec.gate_dtype),
     }
     if spec.conv_bias:
         layer["conv_bias"] = zeros(D)
@@ -170,6 +171,7 @@ def _run(
         range(0, tokens + 1, step.length),
         speculative=[True] * rows if step.speculative else None,
         has_initial_state=[False] * rows if step.fresh else None,
+        pad_slot=0,  # the only slot: kernels that cannot skip a row need one to send it to
     )
     # as engines do, slots and counts lie on the device, and all of them are padding
     slots = torch.full(shape, -1, dtype=torch.int32, device=device)

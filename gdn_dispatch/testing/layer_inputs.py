@@ -122,7 +122,8 @@ def random_layer(
         conv_weight=(torch.randn(dims.D, dims.W, generator=rng) * dims.W**-0.5).to(dtype),
         conv_bias=(torch.randn(dims.D, generator=rng) * 0.1).to(dtype) if bias else None,
         A_log=torch.log(torch.rand(dims.HV, generator=rng) * 4 + 0.1),
-        dt_bias=torch.randn(dims.HV, generator=rng) - 2.0,
+        # as checkpoints have it: kernels that take it in bf16 lose nothing
+        dt_bias=(torch.randn(dims.HV, generator=rng) - 2.0).bfloat16().float(),
     )
 
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from math import gcd
 from typing import Any
 
 import torch
@@ -56,6 +57,8 @@ class Subject:
         info: What it says of itself.
         device: Where it is tested.
         tolerances: Its own relative errors by dtype, where they differ from ``TOLERANCES``.
+        pool_layout: Fields of ``PoolLayout`` in tests that are not about layouts.
+        value_heads_multiple: What HV is a multiple of in every test.
     """
 
     name: str
@@ -63,6 +66,8 @@ class Subject:
     info: BackendInfo
     device: torch.device
     tolerances: Mapping[str, float]
+    pool_layout: Mapping[str, Any] = field(default_factory=dict)
+    value_heads_multiple: int = 1
 
     @property
     def capability(self) -> Capability:
@@ -93,6 +98,8 @@ class Subject:
     def layer_dims(self, H: int = 2, HV: int = 4, K: int = 8, V: int = 12, W: int = 4) -> LayerDims:
         """The same for a layer."""
         dims = self.dims(H, HV, K, V)
+        times = self.value_heads_multiple // gcd(HV, self.value_heads_multiple)
+        H, HV = H * times, HV * times
         return LayerDims(H, HV, dims.K, dims.V, min(W, self.capability.max_conv_width or W))
 
     @property
@@ -168,7 +175,8 @@ class Subject:
 
     def pools(self, slots: int, dims: LayerDims, **layout: Any) -> Pools:
         """Poisoned pools, in dtypes it declares."""
-        layout = {"dtype": self.dtype, "state_dtype": self.state_dtype} | layout
+        own = {"dtype": self.dtype, "state_dtype": self.state_dtype, **self.pool_layout}
+        layout = own | layout
         return Pools(slots, dims, PoolLayout(**layout), self.device)
 
     def meta(self, lengths: tuple[int, ...], *, device: Mapping[str, Any] | None = None, **plan: Any

@@ -134,6 +134,11 @@ class States:
         return self.slots.write.stride(0), 0 if read is None else read.stride(0)
 
 
+def _cap(registers: int | None) -> dict[str, int]:
+    """The launch option, where it is wanted: code generators but NVIDIA's do not know it."""
+    return {} if registers is None else {"maxnreg": registers}
+
+
 def chunk_rule(
     inputs: PrefillInputs,
     rows: Rows,
@@ -199,7 +204,7 @@ def chunk_rule(
             PRECISION=config.precision,
             INVERSE_PRECISION=config.inverse_precision,
             num_warps=_PREPARE_WARPS,
-            maxnreg=config.prepare_registers,
+            **_cap(config.prepare_registers),
         )
 
     slots = states.slots

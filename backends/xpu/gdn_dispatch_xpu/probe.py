@@ -1,6 +1,8 @@
-"""What this machine has for the XPU backend, and what is missing. Imports torch and no SDK.
+"""What this machine has for the XPU backend, and what is missing. Creates no device context.
 
 ``collect`` looks, ``reasons`` judges: a pure function, so that any machine can be tested on any.
+Where torch sees a device and vllm-xpu-kernels is installed, its extension is loaded to read the
+schema of its operator, since versions do not tell what it does.
 """
 
 from __future__ import annotations
@@ -9,15 +11,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Final
 
 import torch
 
-from gdn_dispatch import Unavailable
+from gdn_dispatch import Available, Unavailable
+from gdn_dispatch_xpu.providers import schema, triton
 
-__all__ = ["NO_KERNELS", "Facts", "collect", "probe_machine", "reasons"]
-
-NO_KERNELS: Final = "this version has no kernels yet"
+__all__ = ["Facts", "collect", "probe_machine", "reasons"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +30,8 @@ class Facts:
         visible: Whether torch sees a device.
         nodes: Render nodes, of whichever GPU there is.
         kernels: Version of vllm-xpu-kernels, or None.
+        refused: Why its operator is not called; empty if it is, or was not looked at.
+        triton: A Triton that generates code for Intel GPUs, with its version, or None.
         ipex: Version of intel-extension-for-pytorch, or None.
     """
 
@@ -38,36 +40,58 @@ class Facts:
     visible: bool
     nodes: tuple[str, ...]
     kernels: str | None
+    refused: str
+    triton: str | None
     ipex: str | None
 
 
 def collect() -> Facts:
     """The facts about this machine. Counts devices, if torch can; allocates on none."""
+    visible = torch.get_device_module("xpu").is_available()
+    kernels, here = schema.installed_version(), triton.installed()
     return Facts(
         torch=torch.__version__,
         xpu=torch.version.xpu,
-        visible=torch.get_device_module("xpu").is_available(),
+        visible=visible,
         nodes=tuple(sorted(map(str, Path("/dev/dri").glob("renderD*")))),
-        kernels=_version("vllm-xpu-kernels"),
+        kernels=kernels,
+        refused=schema.unavailable() if visible and kernels else "",
+        triton=here[0] if here is not None and here[1] else None,
         ipex=_version("intel-extension-for-pytorch"),
     )
 
 
 def reasons(facts: Facts) -> tuple[str, ...]:
     """Everything that keeps the backend from running on such a machine."""
-    return (*_device_reasons(facts), *_kernel_reasons(facts), NO_KERNELS)
+    return (*_device_reasons(facts), *_kernel_reasons(facts))
 
 
-def probe_machine() -> Unavailable:
+def probe_machine() -> Available | Unavailable:
     """The answer of the ``probe`` hook."""
-    return Unavailable("; ".join(reasons(collect())))
+    facts = collect()
+    found = reasons(facts)
+    return Unavailable("; ".join(found)) if found else Available(detail(facts))
+
+
+def detail(facts: Facts) -> str:
+    """What ``doctor`` shows of a machine that has everything."""
+    words = [f"oneAPI {facts.xpu}"]
+    if facts.kernels is not None and not facts.refused:
+        words.append(f"vllm-xpu-kernels {facts.kernels}")
+    elif facts.refused:
+        words.append(f"without Intel's operator: {facts.refused}")
+    if facts.triton is not None:
+        words.append(facts.triton)
+    if facts.ipex is not None:
+        words.append(f"{_ended(facts.ipex)} and not used")
+    return ", ".join(words)
 
 
 def _device_reasons(facts: Facts) -> Iterator[str]:
     if facts.xpu is None:
-        # some expect it of IPEX, which ended with 2.8: its wheel in the ordinary index is for CPUs
-        ipex = f", and intel-extension-for-pytorch {facts.ipex} does not add it" * bool(facts.ipex)
-        yield f"this torch ({facts.torch}) is built without XPU{ipex}: install torch's XPU build"
+        # some expect it of IPEX, whose wheel in the ordinary index is for CPUs
+        ipex = f"; {_ended(facts.ipex)} and does not add it" if facts.ipex else ""
+        yield f"this torch ({facts.torch}) is built without XPU: install torch's XPU build{ipex}"
     elif facts.visible:
         return
     elif facts.nodes:
@@ -81,8 +105,16 @@ def _device_reasons(facts: Facts) -> Iterator[str]:
 
 
 def _kernel_reasons(facts: Facts) -> Iterator[str]:
+    if facts.triton is not None:
+        return
     if facts.kernels is None:
         yield "vllm-xpu-kernels is not installed: pip install 'gdn-dispatch[xpu]'"
+    elif facts.refused:
+        yield facts.refused
+
+
+def _ended(version: str) -> str:
+    return f"intel-extension-for-pytorch {version} has ended (2.8 was its last release)"
 
 
 def _version(distribution: str) -> str | None:

@@ -141,6 +141,7 @@ class DispatchCore:
             conv_bias=self.conv1d.bias is not None,
             conv_dim_first=is_conv_state_dim_first(),
             gate_dtype=self.A_log.dtype,
+            dt_bias_dtype=self.dt_bias.dtype,
             activation=self.activation,
             allow_neg_eigval=bool(getattr(self, "allow_neg_eigval", False)),
             num_speculative_tokens=self.num_spec,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,9 @@ class Conformance:
         tolerances: Relative errors by dtype, where the kit's are not met; say why beside them.
         try_undeclared: Whether to run tests of what is not declared, expecting them to fail. A
             backend that takes the whole process with it should say False: they are skipped then.
+        pool_layout: Fields of ``PoolLayout`` for tests that are not about layouts, where kernels
+            take one layout of the pools alone.
+        value_heads_multiple: What HV must be a multiple of, where kernels take no other number.
     """
 
     backend: str | None = None
@@ -54,6 +58,8 @@ class Conformance:
     xfails: Path | str | None = None
     tolerances: Mapping[str, float] = {}
     try_undeclared: bool = True
+    pool_layout: Mapping[str, Any] = {}
+    value_heads_multiple: int = 1
 
     @pytest.fixture(autouse=True)
     def subject(self, request: pytest.FixtureRequest) -> Iterator[Subject]:
@@ -66,6 +72,9 @@ class Conformance:
         if found is None:
             refuse = pytest.fail if option("--gdn-require") else pytest.skip
             refuse(f"{name}: {why_not_here(name)}")
+        found = replace(
+            found, pool_layout=self.pool_layout, value_heads_multiple=self.value_heads_multiple
+        )
 
         _share_cores(request.config)
         node = request.node

@@ -32,7 +32,9 @@ def adapted(subject, setting):
     """The setting in what the subject declares, as exact as its dtypes allow."""
     dims = setting.dims
     dims = subject.layer_dims(dims.H, dims.HV, dims.K, dims.V, dims.W)
-    layout = replace(setting.layout, dtype=subject.dtype, state_dtype=subject.state_dtype)
+    layout = replace(
+        setting.layout, dtype=subject.dtype, state_dtype=subject.state_dtype, **subject.pool_layout
+    )
     limit = max(subject.tolerance(), subject.tolerance(subject.state_dtype))
     return replace(
         setting, dims=dims, layout=layout, tolerance=4 * limit, device=subject.device,

@@ -1,1 +1,1 @@
-"""Where our own kernels for Intel GPUs will live; each opens with its mathematics. None yet."""
+"""How this package runs a call: which kernels, and in which configuration each is launched."""
