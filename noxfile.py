@@ -55,7 +55,7 @@ def core(session: nox.Session) -> None:
 def backend(session: nox.Session) -> None:
     """A backend beside the core and nothing else: its conformance, and what its probe says."""
     name = session.name
-    install(session, "-e", ".[testing]", "-e", f"backends/{name}")
+    install(session, "-e", ".[testing]", "-e", f"backends/{name}", "hypothesis")
     session.run("gdn-dispatch", "doctor")
     # without the list of skipped tests: doctor has just said why
     pytest(session, "-rfE", f"backends/{name}/tests", "tests/packaging/test_probes.py")
@@ -63,6 +63,23 @@ def backend(session: nox.Session) -> None:
 
 for _name in BACKENDS:
     nox.session(backend, name=_name)
+
+
+@nox.session
+def cpu_sanitizers(session: nox.Session) -> None:
+    """The native kernels under the address and the undefined-behaviour sanitizer, GCC's."""
+    install(session, "-e", ".[testing]", "hypothesis")
+    build = "--config-settings=cmake.define.GDN_SANITIZE=ON"
+    install(session, build, "--no-cache-dir", "backends/cpu")
+    runtimes = [
+        str(session.run("gcc", f"-print-file-name={name}", external=True, silent=True)).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    # Python is not built with them, so they are loaded first; what it leaks at its end is not ours
+    session.env["LD_PRELOAD"] = " ".join(runtimes)
+    session.env["ASAN_OPTIONS"] = "detect_leaks=0"
+    session.env["UBSAN_OPTIONS"] = "print_stacktrace=1"
+    pytest(session, "-rfE", "backends/cpu/tests")
 
 
 @nox.session(python="3.11")
@@ -88,7 +105,7 @@ def triton(session: nox.Session) -> None:
 @nox.session
 def packaging(session: nox.Session) -> None:
     """The wheels, built, installed into new environments and used."""
-    install(session, "-e", ".[testing]", "hatchling")
+    install(session, "-e", ".[testing]", "hatchling", "scikit-build-core", "cmake", "ninja")
     pytest(session, "tests/packaging")
 
 

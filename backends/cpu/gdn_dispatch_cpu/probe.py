@@ -29,8 +29,8 @@ class Facts:
 
     machine: str
     capability: str
-    kernels: str | None = None
-    failure: str = ""
+    kernels: str | None
+    failure: str
 
 
 def collect() -> Facts:
@@ -49,9 +49,8 @@ def reasons(facts: Facts) -> tuple[str, ...]:
     if facts.kernels is not None:
         return ()
     here = f"{facts.machine}, {facts.capability}"
-    why = facts.failure or "installed without them"
     return (
-        f"no compiled kernels ({why}): the slower torch backend serves this CPU ({here}); "
+        f"no compiled kernels ({facts.failure}): the slower torch backend serves this CPU ({here}); "
         "reinstall gdn-dispatch-cpu where there is a C++17 compiler with OpenMP",
     )
 
