@@ -233,7 +233,7 @@ def test_the_contract_is_kept_and_compute_hooks_are_there_where_kernels_are(name
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     description = describe(manager, module(name, "plugin"), name)
     compute = set() if name in WITHOUT_KERNELS else {"gdn_attention", "gated_delta_rule"}
-    metadata_of_its_own = {"cpu": {"build_chunk_meta"}}.get(name, set())
+    metadata_of_its_own = {"cpu": {"build_chunk_meta", "chunk_tables"}}.get(name, set())
     assert description.hooks == {"backend_info", "probe"} | compute | metadata_of_its_own
 
 

@@ -1,8 +1,7 @@
 """The wheels, built, read and used: in new environments, from other folders, without the tree.
 
 Builds six wheels and makes two environments with torch in them, so it is run by ``make packaging``
-and not by ``make test``. The wheel of the cpu backend is built twice: where there is a compiler, and
-where there is none.
+and not by ``make test``. The wheel of the cpu backend is built twice, with and without a compiler.
 """
 
 import json

@@ -105,18 +105,39 @@ typedef struct {
     int64_t silu;
 } gdn_layer_call;
 
+// Where the sections of one block size lie in a flat int32 buffer: first words.
+typedef struct {
+    int64_t indices, offsets, updates, finals;
+} gdn_table_place;
+
+// Chunk tables of some block sizes, and conv tiles, of sequences of these lengths.
+typedef struct {
+    const int32_t *seq_lens;
+    int64_t num_seqs;
+    const int64_t *sizes;
+    int64_t num_sizes;
+    int64_t tile;                   // tokens per conv tile; 0: none
+    const gdn_table_place *places;  // one a size; not read by gdn_count_tables
+    int64_t tile_sequences, tile_offsets;
+} gdn_tables_call;
+
 // Widest instruction set this CPU and this build have, as gdn_path.
 GDN_API int64_t gdn_best_path(void);
 // Whether a path can be asked for here.
 GDN_API int64_t gdn_has_path(int64_t path);
 // Tokens a chunk; checkpoints fall on its multiples.
 GDN_API int64_t gdn_chunk_size(void);
-// Bytes of gdn_rule_call and of gdn_layer_call, for callers that lay them out themselves.
+// Bytes of the structs, for callers that lay them out themselves.
 GDN_API int64_t gdn_rule_call_size(void);
 GDN_API int64_t gdn_layer_call_size(void);
+GDN_API int64_t gdn_tables_call_size(void);
 
 GDN_API int64_t gdn_rule(const gdn_rule_call *call);
 GDN_API int64_t gdn_layer(const gdn_layer_call *call, gdn_fault *fault);
+
+// Chunks of every size, then tiles, then sequences that have tokens, into counts[num_sizes + 2].
+GDN_API void gdn_count_tables(const gdn_tables_call *call, int64_t *counts);
+GDN_API void gdn_write_tables(const gdn_tables_call *call, int32_t *flat);
 
 #ifdef __cplusplus
 }

@@ -9,10 +9,19 @@ from gdn_dispatch_cpu import meta
 from gdn_dispatch_cpu.capability import CAPABILITY
 
 if TYPE_CHECKING:
+    from gdn_dispatch.plan.layout import TablesRequest
     from gdn_dispatch.types import GDNRequest, MetaRequest, RuleRequest
     from gdn_dispatch_cpu.kernels.rows import CpuChunkMeta
+    from gdn_dispatch_cpu.kernels.tables import CompiledTables
 
-__all__ = ["backend_info", "build_chunk_meta", "gated_delta_rule", "gdn_attention", "probe"]
+__all__ = [
+    "backend_info",
+    "build_chunk_meta",
+    "chunk_tables",
+    "gated_delta_rule",
+    "gdn_attention",
+    "probe",
+]
 
 
 @hookimpl
@@ -46,6 +55,14 @@ def build_chunk_meta(request: MetaRequest) -> CpuChunkMeta:
     from gdn_dispatch_cpu.kernels import rows
 
     return rows.build_chunk_meta(request, backend="cpu")
+
+
+@hookimpl
+def chunk_tables(request: TablesRequest) -> CompiledTables:
+    """See ``gdn_dispatch.hookspecs``."""
+    from gdn_dispatch_cpu.kernels.tables import CompiledTables
+
+    return CompiledTables(request)
 
 
 @hookimpl

@@ -50,8 +50,8 @@ def reasons(facts: Facts) -> tuple[str, ...]:
         return ()
     here = f"{facts.machine}, {facts.capability}"
     return (
-        f"no compiled kernels ({facts.failure}): the slower torch backend serves this CPU ({here}); "
-        "reinstall gdn-dispatch-cpu where there is a C++17 compiler with OpenMP",
+        f"no compiled kernels ({facts.failure}): the slower torch backend serves this CPU "
+        f"({here}); reinstall gdn-dispatch-cpu where there is a C++17 compiler with OpenMP",
     )
 
 

@@ -24,6 +24,7 @@ __all__ = [
     "LAYER_CALL",
     "PATHS",
     "RULE_CALL",
+    "TABLES_CALL",
     "Fault",
     "Library",
     "find_library",
@@ -47,6 +48,7 @@ ABSENT_STATES: Final = (0,) * 7
 _PROBLEM: Final = "11qd" + 8 * "7q"
 RULE_CALL: Final = struct.Struct(f"={_PROBLEM}3q14q")
 LAYER_CALL: Final = struct.Struct(f"={_PROBLEM}4q16q6q7q7q1q7q7q2q")
+TABLES_CALL: Final = struct.Struct("=8q")
 
 
 class Fault(ctypes.Structure):
@@ -61,6 +63,7 @@ class Library:
 
     Attributes:
         rule, layer: ``gdn_rule`` and ``gdn_layer``; they release the interpreter's lock.
+        count_tables, write_tables: ``gdn_count_tables`` and ``gdn_write_tables``.
         best_path: Name of the widest instruction set there is here.
         paths: Names of all that can be asked for.
         chunk_size: Tokens a chunk.
@@ -68,6 +71,8 @@ class Library:
 
     rule: ctypes._NamedFuncPointer
     layer: ctypes._NamedFuncPointer
+    count_tables: ctypes._NamedFuncPointer
+    write_tables: ctypes._NamedFuncPointer
     best_path: str
     paths: tuple[str, ...]
     chunk_size: int
@@ -93,20 +98,30 @@ def load_library() -> Library:
     if file is None:
         raise OSError(f"{_FILE} is not installed")
     handle = ctypes.CDLL(str(file))
-    for name in ("best_path", "has_path", "chunk_size", "rule_call_size", "layer_call_size"):
+    for name, call in (("rule", RULE_CALL), ("layer", LAYER_CALL), ("tables", TABLES_CALL)):
+        try:
+            size = getattr(handle, f"gdn_{name}_call_size")
+        except AttributeError:
+            _refuse_version(file)
+        size.restype, size.argtypes = ctypes.c_int64, []
+        if size() != call.size:
+            _refuse_version(file)
+    for name in ("best_path", "has_path", "chunk_size"):
         function = getattr(handle, f"gdn_{name}")
         function.restype = ctypes.c_int64
         function.argtypes = [ctypes.c_int64] if name == "has_path" else []
-    sizes = handle.gdn_rule_call_size(), handle.gdn_layer_call_size()
-    if sizes != (RULE_CALL.size, LAYER_CALL.size):
-        _refuse_version(file)
     handle.gdn_rule.restype = handle.gdn_layer.restype = ctypes.c_int64
     handle.gdn_rule.argtypes = [ctypes.c_char_p]
     handle.gdn_layer.argtypes = [ctypes.c_char_p, ctypes.POINTER(Fault)]
+    handle.gdn_count_tables.restype = handle.gdn_write_tables.restype = None
+    handle.gdn_count_tables.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
+    handle.gdn_write_tables.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
     names = {number: name for name, number in PATHS.items()}
     return Library(
         rule=handle.gdn_rule,
         layer=handle.gdn_layer,
+        count_tables=handle.gdn_count_tables,
+        write_tables=handle.gdn_write_tables,
         best_path=names[handle.gdn_best_path()],
         paths=tuple(name for name, number in PATHS.items() if handle.gdn_has_path(number)),
         chunk_size=handle.gdn_chunk_size(),
