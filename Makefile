@@ -65,6 +65,8 @@ bench: .venv/installed
 
 bench-metadata: .venv-peers/installed
 	$(PEERS)/python benchmarks/metadata.py --json benchmarks/results/metadata.json
+	$(PEERS)/pip install --quiet --disable-pip-version-check -c constraints.txt -e backends/cpu
+	$(PEERS)/python benchmarks/metadata.py --json benchmarks/results/metadata_cpu.json
 
 # The native kernels against vLLM's op for CPUs, which needs nothing of vLLM but its library.
 bench-cpu: .venv-cpu/installed

@@ -84,10 +84,10 @@ def cpu_sanitizers(session: nox.Session) -> None:
 
 @nox.session(python="3.11")
 def vllm(session: nox.Session) -> None:
-    """The CPU engine of vLLM, served through this package, beside transformers."""
+    """The CPU engine of vLLM, served through this package's native kernels, beside transformers."""
     session.install("-r", "tests/vllm/requirements.txt")  # vLLM pins a world of its own
     session.run("pip", "uninstall", "-y", "torchaudio", "torchcodec")  # builds for CUDA
-    session.install("--no-deps", "-e", ".")
+    session.install("--no-deps", "-e", ".", "-e", "backends/cpu")
     pytest(session, "tests/vllm")
 
 

@@ -24,11 +24,8 @@ def written(maker, request, room):
     layout = measure(what)
     flat = np.full(layout.num_words + room, NEVER, np.int32)
     fill(layout, what, flat)
-    return (
-        tables,
-        {name: section.of(flat).tolist() for name, section in layout.sections.items()},
-        flat,
-    )
+    sections = {name: section.of(flat).tolist() for name, section in layout.sections.items()}
+    return tables, sections, flat
 
 
 @settings(max_examples=300, deadline=None)
