@@ -79,7 +79,8 @@ def cpu_sanitizers(session: nox.Session) -> None:
     session.env["LD_PRELOAD"] = " ".join(runtimes)
     session.env["ASAN_OPTIONS"] = "detect_leaks=0"
     session.env["UBSAN_OPTIONS"] = "print_stacktrace=1"
-    pytest(session, "-rfE", "backends/cpu/tests")
+    # without the sources on the path, where the package has no library
+    pytest(session, "-rfE", "-o", "pythonpath=.", "backends/cpu/tests")
 
 
 @nox.session(python="3.11")

@@ -19,6 +19,7 @@ import argparse
 import importlib.metadata
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -53,6 +54,10 @@ ERRORS = (
 )
 
 
+Timed = Callable[[Callable[[], object]], Callable[[], float]]
+"""``gdn_dispatch.cli.bench.timed``, on one clock or another."""
+
+
 def load_vllm() -> Any:
     """The operators of vLLM, from its library alone."""
     try:
@@ -85,7 +90,7 @@ def same(ours: Callable[[], torch.Tensor], theirs: Callable[[], torch.Tensor]) -
     return Check(error < 2e-2, f"{error:.1e} apart", error)
 
 
-def prefill(ops: Any, lens: tuple[int, ...], _: ExitStack) -> Prepared:
+def prefill(ops: Any, timed: Timed, lens: tuple[int, ...], _: ExitStack) -> Prepared:
     """Packed sequences, from states of a pool."""
     inputs, N = rule_inputs(1, sum(lens)), len(lens)
     starts = np.cumsum([0, *lens]).astype(np.int32)
@@ -126,7 +131,7 @@ def decode_call(x: dict[str, torch.Tensor], pool: torch.Tensor, **fields: Any) -
     )  # fmt: skip
 
 
-def decode(ops: Any, B: int, v_first: bool, _: ExitStack) -> Prepared:
+def decode(ops: Any, timed: Timed, B: int, v_first: bool, _: ExitStack) -> Prepared:
     """A step of decode on a pool; with ``v_first``, ours lies the other way round."""
     x, mine, pool = decode_inputs(B), torch.zeros(B, HV, V, K), torch.zeros(B, HV, K, V)
     cu_seqlens, slots = (torch.arange(n, dtype=torch.int32) for n in (B + 1, B))
@@ -187,7 +192,7 @@ def operations(T: int) -> tuple[float, float]:
     return T / C * HV * with_state, T / C * HV * between
 
 
-def prefill_peak(ops: Any, T: int, stack: ExitStack) -> Prepared:
+def prefill_peak(ops: Any, timed: Timed, T: int, stack: ExitStack) -> Prepared:
     """One sequence of T tokens, against its operations at the rates of matrix products."""
     bf16, fp32 = operations(T)
     M = 2048
@@ -203,43 +208,52 @@ def prefill_peak(ops: Any, T: int, stack: ExitStack) -> Prepared:
         per_operation = 1 / (2 * M**3)
         return (bf16 * narrow() + fp32 * wide()) * per_operation
 
-    return prefill(ops, (T,), stack)._replace(peer=peak)
+    return prefill(ops, timed, (T,), stack)._replace(peer=peak)
 
 
-def decode_peak(ops: Any, B: int, stack: ExitStack) -> Prepared:
+def decode_peak(ops: Any, timed: Timed, B: int, stack: ExitStack) -> Prepared:
     """A step of decode, against reading and writing its states."""
     other = states(B)
-    return decode(ops, B, False, stack)._replace(peer=timed(lambda: other.mul_(1.0)))
+    return decode(ops, timed, B, False, stack)._replace(peer=timed(lambda: other.mul_(1.0)))
 
 
-def cases(ops: Any) -> tuple[Case, ...]:
+def cases(ops: Any, timed: Timed) -> tuple[Case, ...]:
     """Every case with its target."""
     vllm, hf = f"vLLM's CPU op ({VLLM})", "transformers"
     prefills = {512: 1.8, 4096: 2.5, 16384: 2.5}
     return (
         *(
-            Case("native prefill", f"T={T}", vllm, SPEEDUP, budget, partial(prefill, ops, (T,)))
+            Case(
+                "native prefill", f"T={T}", vllm, SPEEDUP, budget,
+                partial(prefill, ops, timed, (T,)),
+            )
             for T, budget in prefills.items()
         ),
-        Case("native packed", "32 x 17..600", vllm, SPEEDUP, 2.5, partial(prefill, ops, LENS)),
+        Case(
+            "native packed", "32 x 17..600", vllm, SPEEDUP, 2.5,
+            partial(prefill, ops, timed, LENS),
+        ),
         *(
-            Case("native decode", f"B={B}", vllm, SPEEDUP, 1.3, partial(decode, ops, B, False))
+            Case(
+                "native decode", f"B={B}", vllm, SPEEDUP, 1.3,
+                partial(decode, ops, timed, B, False),
+            )
             for B in (1, 8, 64)
         ),
         *(
             Case(
                 "native decode", f"B={B}, V first", vllm, SPEEDUP, 1.3,
-                partial(decode, ops, B, True),
+                partial(decode, ops, timed, B, True),
             )
             for B in (1, 8, 64)
         ),
         Case(
             "native prefill", "T=4096", "GEMM peak", SPEEDUP, 0.85,
-            partial(prefill_peak, ops, 4096),
+            partial(prefill_peak, ops, timed, 4096),
         ),
         Case(
             "native decode", "B=64", "memory peak", SPEEDUP, 0.85,
-            partial(decode_peak, ops, 64),
+            partial(decode_peak, ops, timed, 64),
         ),
         *(
             Case("native prefill", f"T={T}", hf, SPEEDUP, budget, partial(prefill_transformers, T))
@@ -296,19 +310,35 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--only", default="", help="cases whose names hold this")
     parser.add_argument("--part", choices=("times", "errors"), help="only this; else both")
+    parser.add_argument(
+        "--busy",
+        action="store_true",
+        help="on a machine others use: one thread, and the CPU's seconds instead of the wall's",
+    )
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
     ops = load_vllm()
     report: dict[str, Any] = {}
     if options.part and options.output and options.output.exists():
         report = json.loads(options.output.read_text(encoding="utf-8"))
+    clocked: Timed = timed
+    if options.busy:
+        torch.set_num_threads(1)
+        clocked = partial(timed, clock=time.thread_time)
     results: list[dict[str, Any]] = []
     if options.part != "errors":
-        report |= {"header": header(SHAPE), "kernels": load_library().best_path, "results": results}
+        report |= {
+            "header": header(SHAPE),
+            "clock": "CPU time of the thread" if options.busy else "wall",
+            "kernels": load_library().best_path,
+            "results": results,
+        }
     with torch.no_grad():
-        for case in cases(ops) if options.part != "errors" else ():
+        for case in cases(ops, clocked) if options.part != "errors" else ():
             if options.only not in f"{case.suite} {case.name} {case.peer}":
                 continue
+            if options.busy and case.peer == "transformers":
+                continue  # timed by the wall only
             found = {
                 "suite": case.suite, "case": case.name, "peer": case.peer, "unit": "x",
                 "more_is_better": True, "budget": case.budget,

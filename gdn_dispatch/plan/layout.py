@@ -132,8 +132,9 @@ class Tables(Protocol):
     def write(self, layout: Layout, flat: Int32Array) -> None:
         """Write all of them into ``flat``; sections of ``layout`` may be larger than they are.
 
-        Sections of one kind have one span and follow one another, the pairs first of all. Words
-        behind a table's last, to the next section, may be written with anything; others may not.
+        They are the first sections of ``layout``, in the order of ``table_names`` and then the
+        tiles' sequences and offsets; those of one kind have one span. Words behind a table's last,
+        to the next section, may be written with anything; others may not.
         """
 
 

@@ -105,20 +105,13 @@ typedef struct {
     int64_t silu;
 } gdn_layer_call;
 
-// Where the sections of one block size lie in a flat int32 buffer: first words.
-typedef struct {
-    int64_t indices, offsets, updates, finals;
-} gdn_table_place;
-
 // Chunk tables of some block sizes, and conv tiles, of sequences of these lengths.
 typedef struct {
     const int32_t *seq_lens;
     int64_t num_seqs;
     const int64_t *sizes;
     int64_t num_sizes;
-    int64_t tile;                   // tokens per conv tile; 0: none
-    const gdn_table_place *places;  // one a size; not read by gdn_count_tables
-    int64_t tile_sequences, tile_offsets;
+    int64_t tile;  // tokens per conv tile; 0: none
 } gdn_tables_call;
 
 // Widest instruction set this CPU and this build have, as gdn_path.
@@ -137,7 +130,9 @@ GDN_API int64_t gdn_layer(const gdn_layer_call *call, gdn_fault *fault);
 
 // Chunks of every size, then tiles, then sequences that have tokens, into counts[num_sizes + 2].
 GDN_API void gdn_count_tables(const gdn_tables_call *call, int64_t *counts);
-GDN_API void gdn_write_tables(const gdn_tables_call *call, int32_t *flat);
+// `places`: first words in `flat` of chunk_indices of every size, then of chunk_offsets,
+// update_chunk_offsets and final_chunk_indices, then of the tiles' sequences and offsets.
+GDN_API void gdn_write_tables(const gdn_tables_call *call, const int64_t *places, int32_t *flat);
 
 #ifdef __cplusplus
 }

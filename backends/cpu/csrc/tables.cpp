@@ -15,10 +15,11 @@ int32_t *write_pairs(int32_t *to, int32_t q, int64_t count) {
     return to + 2 * count;
 }
 
-void write_table(const gdn_tables_call &call, int64_t size, int32_t *flat,
-                 const gdn_table_place &place) {
-    int32_t *indices = flat + place.indices, *offsets = flat + place.offsets;
-    int32_t *updates = flat + place.updates, *finals = flat + place.finals;
+// `place`: that of chunk_indices of this size; those of its other tables follow, num_sizes apart.
+void write_table(const gdn_tables_call &call, int64_t size, const int64_t *place, int32_t *flat) {
+    const int64_t next = call.num_sizes;
+    int32_t *indices = flat + place[0], *offsets = flat + place[next];
+    int32_t *updates = flat + place[2 * next], *finals = flat + place[3 * next];
     int32_t q = 0;
     int64_t total = 0;
     offsets[0] = updates[0] = 0;
@@ -33,8 +34,7 @@ void write_table(const gdn_tables_call &call, int64_t size, int32_t *flat,
     }
 }
 
-void write_tiles(const gdn_tables_call &call, int32_t *flat) {
-    int32_t *sequences = flat + call.tile_sequences, *offsets = flat + call.tile_offsets;
+void write_tiles(const gdn_tables_call &call, int32_t *sequences, int32_t *offsets) {
     for (int64_t s = 0; s < call.num_seqs; ++s) {
         const int64_t count = blocks(call.seq_lens[s], call.tile);
         for (int64_t i = 0; i < count; ++i) sequences[i] = (int32_t)s;
@@ -59,10 +59,12 @@ extern "C" void gdn_count_tables(const gdn_tables_call *call, int64_t *counts) {
     }
 }
 
-extern "C" void gdn_write_tables(const gdn_tables_call *call, int32_t *flat) {
+extern "C" void gdn_write_tables(const gdn_tables_call *call, const int64_t *places,
+                                 int32_t *flat) {
     for (int64_t b = 0; b < call->num_sizes; ++b)
-        write_table(*call, call->sizes[b], flat, call->places[b]);
-    if (call->tile) write_tiles(*call, flat);
+        write_table(*call, call->sizes[b], places + b, flat);
+    const int64_t *tiles = places + 4 * call->num_sizes;
+    if (call->tile) write_tiles(*call, flat + tiles[0], flat + tiles[1]);
 }
 
 extern "C" int64_t gdn_tables_call_size(void) { return sizeof(gdn_tables_call); }
