@@ -35,6 +35,7 @@ from gdn_dispatch_cpu.kernels.options import Options
 from gdn_dispatch import build_chunk_meta, fused_recurrent_gated_delta_rule, plan_batch
 from gdn_dispatch.cli.bench import SPEEDUP, Case, Check, Prepared, header, time_case, timed
 from gdn_dispatch.cli.cases_inputs import HV, SHAPE, WANTED, H, K, V, rule_inputs, states
+from gdn_dispatch.cli.cases_transformers import Timed
 from gdn_dispatch.cli.cases_transformers import decode as decode_transformers
 from gdn_dispatch.cli.cases_transformers import prefill as prefill_transformers
 from gdn_dispatch.testing.numbers import relative_error
@@ -52,10 +53,6 @@ ERRORS = (
     ("2 % resets g=-1e4", 4096),
     ("2 % resets g=-inf", 4096),
 )
-
-
-Timed = Callable[[Callable[[], object]], Callable[[], float]]
-"""``gdn_dispatch.cli.bench.timed``, on one clock or another."""
 
 
 def load_vllm() -> Any:
@@ -150,7 +147,7 @@ def decode(ops: Any, timed: Timed, B: int, v_first: bool, _: ExitStack) -> Prepa
     return Prepared(timed(ours), timed(theirs), lambda: same(ours, theirs))
 
 
-def decode_donated(B: int, stack: ExitStack) -> Prepared:
+def decode_donated(timed: Timed, B: int, stack: ExitStack) -> Prepared:
     """A public call that keeps the states where they are, against transformers, which cannot."""
     q, k, v, g, beta = rule_inputs(B, 1)
     pool = states(B)
@@ -160,7 +157,7 @@ def decode_donated(B: int, stack: ExitStack) -> Prepared:
             q, k, v, g=g, beta=beta, initial_state=pool, donate_initial_state=True, **WANTED
         )[0]
 
-    return decode_transformers(B, stack)._replace(ours=timed(ours))
+    return decode_transformers(B, stack, timed)._replace(ours=timed(ours))
 
 
 @contextmanager
@@ -256,11 +253,14 @@ def cases(ops: Any, timed: Timed) -> tuple[Case, ...]:
             partial(decode_peak, ops, timed, 64),
         ),
         *(
-            Case("native prefill", f"T={T}", hf, SPEEDUP, budget, partial(prefill_transformers, T))
+            Case(
+                "native prefill", f"T={T}", hf, SPEEDUP, budget,
+                partial(prefill_transformers, T, timed=timed),
+            )
             for T, budget in {512: 17, 4096: 20, 16384: 20}.items()
         ),
         *(
-            Case("native decode", f"B={B}", hf, SPEEDUP, budget, partial(decode_donated, B))
+            Case("native decode", f"B={B}", hf, SPEEDUP, budget, partial(decode_donated, timed, B))
             for B, budget in {1: 30, 8: 90, 64: 40}.items()
         ),
     )  # fmt: skip
@@ -337,13 +337,13 @@ def main() -> int:
         for case in cases(ops, clocked) if options.part != "errors" else ():
             if options.only not in f"{case.suite} {case.name} {case.peer}":
                 continue
-            if options.busy and case.peer == "transformers":
-                continue  # timed by the wall only
             found = {
                 "suite": case.suite, "case": case.name, "peer": case.peer, "unit": "x",
                 "more_is_better": True, "budget": case.budget,
             } | time_case(case, options.rounds, lambda _: None)  # fmt: skip
             results.append(found)
+            if options.output:  # after every case: minutes of work are worth keeping
+                options.output.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
             print(
                 f"{case.suite:14} {case.name:14} {case.peer:24} {found['value']:7.3f} x "
                 f"(budget {case.budget}) ours {found['ours_s'] * 1e3:9.3f} ms  {found['text']}",

@@ -18,6 +18,10 @@ BEGIN, END = "<!-- measured: benchmarks/readme.py -->\n", "<!-- /measured -->\n"
 NATIVE_BEGIN = "<!-- measured natively: benchmarks/readme.py -->\n"
 NATIVE_END = "<!-- /native -->\n"
 GPU_BEGIN, GPU_END = "<!-- measured on a GPU: benchmarks/readme.py -->\n", "<!-- /GPU -->\n"
+BUSY = [
+    "One thread of each side, in seconds of the CPU: other work kept this machine busy. The",
+    "budgets are meant for two threads on a quiet one.",
+]
 PEERS = {"FLA": "FLA 0.6", "FlashInfer": "FlashInfer 0.7", "vLLM Triton": "vLLM 0.33, Triton"}
 
 
@@ -118,8 +122,9 @@ def native_section() -> str:
         lines.append(f"| {row['case']}, {row['tokens']} tokens | {' | '.join(cells)} |")
     lines += [
         "",
-        f"{header['cpu']}, {header['threads']} threads, kernels for {report['kernels']}, torch "
-        f"{header['torch']}, {header['date'][:10]}; {header['shape']}.",
+        f"{header['cpu']}, kernels for {report['kernels']}, torch {header['torch']}, "
+        f"{header['date'][:10]}; {header['shape']}.",
+        *(BUSY if report["clock"] != "wall" else [f"{header['threads']} threads, wall time."]),
         "Peaks: matrix products and memory, see `benchmarks/native_cpu.py`; paired ratios in one",
         "process (`make bench-cpu`). Errors: against the recurrence in fp64, H=4 HV=8, the last",
         "two columns from bf16 inputs.",
