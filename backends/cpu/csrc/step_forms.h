@@ -85,22 +85,19 @@ struct RowsOfK {
         }
     }
 
-    static constexpr int kTogether = 4;  // rows that share what is loaded of key and query
-
+    // Row by row, as they lie in memory: rows side by side would load key and query less often, but
+    // states come from memory, and its prefetchers follow one stream.
     static GDN_INLINE void dots(const float *state, int64_t row, int64_t K, const Token<2> &token,
-                                int first, Floats (&memory)[kLanes], Floats (&answer)[kLanes]) {
-        Floats m[kTogether] = {}, a[kTogether] = {};
-        for (int64_t k = 0; k < K && state; k += kLanes) {
-            const Floats key = load(token.key + k), query = load(token.query + k);
-            GDN_UNROLL
-            for (int i = 0; i < kTogether; ++i) {
-                const Floats s = load(state + (first + i) * row + k);
-                m[i] = fma(key, s, m[i]);
-                a[i] = fma(query, s, a[i]);
+                                Floats (&memory)[kLanes], Floats (&answer)[kLanes]) {
+        for (int i = 0; i < kLanes; ++i) {
+            Floats m{}, a{};
+            for (int64_t k = 0; k < K && state; k += kLanes) {
+                const Floats s = load(state + i * row + k);
+                m = fma(load(token.key + k), s, m);
+                a = fma(load(token.query + k), s, a);
             }
+            memory[i] = m, answer[i] = a;
         }
-        GDN_UNROLL
-        for (int i = 0; i < kTogether; ++i) memory[first + i] = m[i], answer[first + i] = a[i];
     }
 
     static GDN_INLINE void step(const Rows &from, const Rows &to, int64_t K, const Token<2> &token,
@@ -108,8 +105,7 @@ struct RowsOfK {
         for (int n = 0; n < 2; ++n) {
             const float *old = from.data ? from.data + n * kLanes * from.row : nullptr;
             Floats memory[kLanes], answer[kLanes];
-            for (int i = 0; i < kLanes; i += kTogether)
-                dots(old, from.row, K, token, i, memory, answer);
+            dots(old, from.row, K, token, memory, answer);
             const Floats d = token.beta * fma(-token.decay, add_up(memory), token.value[n]);
             output[n] = fma(token.decay, add_up(answer), token.key_query * d);
             if (!to.data) continue;
@@ -117,11 +113,7 @@ struct RowsOfK {
                 float *next = to.data + (n * kLanes + i) * to.row;
                 for (int64_t k = 0; k < K; k += kLanes) {
                     Floats s = load(token.key + k) * d[i];
-                    if (old) {
-                        // The next rows are on their way while these are written.
-                        __builtin_prefetch(old + (kLanes + i) * from.row + k);
-                        s = fma(token.decay, load(old + i * from.row + k), s);
-                    }
+                    if (old) s = fma(token.decay, load(old + i * from.row + k), s);
                     store(next + k, s);
                 }
             }
