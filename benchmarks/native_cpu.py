@@ -44,6 +44,8 @@ from gdn_dispatch.types import RuleRequest
 
 VLLM = "0.32.0"
 LENS = tuple(np.random.default_rng(0).integers(17, 601, 32).tolist())
+BF16_PRODUCTS = 3.5e-3
+"""Relative error they may have, of output or state."""
 ERRORS = (
     ("mamba dt init", 4096),
     ("HF init", 4096),
@@ -145,6 +147,17 @@ def decode(ops: Any, timed: Timed, B: int, v_first: bool, _: ExitStack) -> Prepa
         return result
 
     return Prepared(timed(ours), timed(theirs), lambda: same(ours, theirs))
+
+
+def prefill_fallback(T: int, timed: Timed, stack: ExitStack) -> Prepared:
+    """Against transformers, whose fallback computes in fp32 what takes bf16 products here."""
+    prepared = prefill_transformers(T, stack, timed)
+
+    def check() -> Check:
+        found = prepared.check()
+        return found._replace(passed=found.error is not None and found.error <= BF16_PRODUCTS)
+
+    return prepared._replace(check=check)
 
 
 def decode_donated(timed: Timed, B: int, stack: ExitStack) -> Prepared:
@@ -255,7 +268,7 @@ def cases(ops: Any, timed: Timed) -> tuple[Case, ...]:
         *(
             Case(
                 "native prefill", f"T={T}", hf, SPEEDUP, budget,
-                partial(prefill_transformers, T, timed=timed),
+                partial(prefill_fallback, T, timed),
             )
             for T, budget in {512: 17, 4096: 20, 16384: 20}.items()
         ),
