@@ -85,7 +85,7 @@ def _rule(
     lens: Any,
     with_state: bool,
     small: Any,
-    timed: Timed,
+    timed: Timed = timed,
 ) -> Prepared:
     """``small`` is the (B, T, lens) on which both are held against the fp64 recurrence."""
     ours = partial(_ours, getattr(api, op))
