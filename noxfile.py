@@ -55,7 +55,7 @@ def core(session: nox.Session) -> None:
 def backend(session: nox.Session) -> None:
     """A backend beside the core and nothing else: its conformance, and what its probe says."""
     name = session.name
-    install(session, "-e", ".[testing]", "-e", f"backends/{name}")
+    install(session, "-e", ".[testing]", "-e", f"backends/{name}", "hypothesis")
     session.run("gdn-dispatch", "doctor")
     # without the list of skipped tests: doctor has just said why
     pytest(session, "-rfE", f"backends/{name}/tests", "tests/packaging/test_probes.py")
@@ -65,12 +65,30 @@ for _name in BACKENDS:
     nox.session(backend, name=_name)
 
 
+@nox.session
+def cpu_sanitizers(session: nox.Session) -> None:
+    """The native kernels under the address and the undefined-behaviour sanitizer, GCC's."""
+    install(session, "-e", ".[testing]", "hypothesis")
+    build = "--config-settings=cmake.define.GDN_SANITIZE=ON"
+    install(session, build, "--no-cache-dir", "backends/cpu")
+    runtimes = [
+        str(session.run("gcc", f"-print-file-name={name}", external=True, silent=True)).strip()
+        for name in ("libasan.so", "libubsan.so")
+    ]
+    # Python is not built with them, so they are loaded first; what it leaks at its end is not ours
+    session.env["LD_PRELOAD"] = " ".join(runtimes)
+    session.env["ASAN_OPTIONS"] = "detect_leaks=0"
+    session.env["UBSAN_OPTIONS"] = "print_stacktrace=1"
+    # without the sources on the path, where the package has no library
+    pytest(session, "-rfE", "-o", "pythonpath=.", "backends/cpu/tests")
+
+
 @nox.session(python="3.11")
 def vllm(session: nox.Session) -> None:
-    """The CPU engine of vLLM, served through this package, beside transformers."""
+    """The CPU engine of vLLM, served through this package's native kernels, beside transformers."""
     session.install("-r", "tests/vllm/requirements.txt")  # vLLM pins a world of its own
     session.run("pip", "uninstall", "-y", "torchaudio", "torchcodec")  # builds for CUDA
-    session.install("--no-deps", "-e", ".")
+    session.install("--no-deps", "-e", ".", "-e", "backends/cpu")
     pytest(session, "tests/vllm")
 
 
@@ -97,7 +115,7 @@ def xpu_wheel(session: nox.Session) -> None:
 @nox.session
 def packaging(session: nox.Session) -> None:
     """The wheels, built, installed into new environments and used."""
-    install(session, "-e", ".[testing]", "hatchling")
+    install(session, "-e", ".[testing]", "hatchling", "scikit-build-core", "cmake", "ninja")
     pytest(session, "tests/packaging")
 
 

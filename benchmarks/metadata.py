@@ -17,6 +17,10 @@ vllm      chunk_indices for 64, 128 and 1216, chunk_offsets, conv metadata
 fla       the same with FLA's chunk functions; FLA has no conv metadata, so vLLM's
 copy      a numpy copy of as many bytes as ``sections`` writes
 ========  ==========================================================================================
+
+With gdn-dispatch-cpu there are three more: ``compiled``, its counting and writing of ``sections``
+into a buffer laid out before; ``compiled_sections`` and ``compiled_step``, which are ``sections``
+and ``step`` with it, laying out in Python included.
 """
 
 from __future__ import annotations
@@ -28,6 +32,7 @@ import importlib.metadata
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from statistics import median
 from types import SimpleNamespace
@@ -38,9 +43,17 @@ import torch
 
 from gdn_dispatch.meta import MetaSpec, build
 from gdn_dispatch.plan.batch import plan_batch
-from gdn_dispatch.plan.chunks import ChunkTables, ConvTiles
 from gdn_dispatch.plan.groups import split
-from gdn_dispatch.plan.layout import Contents, contents, fill, measure
+from gdn_dispatch.plan.layout import (
+    Contents,
+    NumpyTables,
+    TablesMaker,
+    TablesRequest,
+    contents,
+    fill,
+    measure,
+)
+from gdn_dispatch.selection.dispatch import tables_maker
 from gdn_dispatch.types import MetaRequest
 
 INSTALL = "pip install --no-deps fla-core==0.6.0 vllm==0.33.0"
@@ -141,10 +154,11 @@ def variants(num_seqs: int, num_tokens: int, peers: SimpleNamespace) -> dict[str
     spec = MetaSpec(BLOCK_SIZES[0], BLOCK_SIZES[1:], CONV_BLOCK_SIZE)
     device = torch.device("cpu")
 
-    def tables_and_tiles() -> Contents:
-        return Contents(
-            {}, ChunkTables(plan.seq_lens, BLOCK_SIZES), ConvTiles(plan.seq_lens, 8), {}
-        )
+    tables = TablesRequest(plan.seq_lens, BLOCK_SIZES, CONV_BLOCK_SIZE)
+    compiled_maker = tables_maker()
+
+    def tables_and_tiles(maker: TablesMaker = NumpyTables) -> Contents:
+        return Contents({}, maker(tables), {})
 
     room = measure(
         contents(
@@ -155,11 +169,12 @@ def variants(num_seqs: int, num_tokens: int, peers: SimpleNamespace) -> dict[str
         )
     )
     flat = np.zeros(room.num_words, np.int32)
-    words = sum(section.words for section in measure(tables_and_tiles()).sections.values())
+    layout = measure(tables_and_tiles())
+    words = sum(section.words for section in layout.sections.values())
     source, target = np.zeros(words, np.int32), np.zeros(words, np.int32)
 
-    def sections() -> None:
-        what = tables_and_tiles()
+    def sections(maker: TablesMaker = NumpyTables) -> None:
+        what = tables_and_tiles(maker)
         fill(measure(what), what, flat)
 
     def host() -> None:
@@ -167,9 +182,9 @@ def variants(num_seqs: int, num_tokens: int, peers: SimpleNamespace) -> dict[str
         what = contents(plan, groups, block_sizes=BLOCK_SIZES, conv_block_size=CONV_BLOCK_SIZE)
         fill(measure(what), what, flat)
 
-    def step() -> None:
+    def step(maker: TablesMaker | None = None) -> None:
         fresh = plan_batch(starts, state_indices=slots)
-        build(MetaRequest(fresh, device), spec, backend="benchmark")
+        build(MetaRequest(fresh, device, tables_maker=maker), spec, backend="benchmark")
 
     def vllm() -> None:
         for size in BLOCK_SIZES:
@@ -194,6 +209,10 @@ def variants(num_seqs: int, num_tokens: int, peers: SimpleNamespace) -> dict[str
         "fla": fla,
         "copy": copy,
     }
+    if compiled_maker is not None:
+        functions["compiled"] = lambda: compiled_maker(tables).write(layout, flat)
+        functions["compiled_sections"] = partial(sections, compiled_maker)
+        functions["compiled_step"] = partial(step, compiled_maker)
     return {"functions": functions, "bytes": 4 * words}
 
 
@@ -223,7 +242,13 @@ def run(rounds: int = 15, *, seconds_per_timing: float = 0.01) -> dict[str, Any]
                 ("sections", "copy"),
                 ("vllm", "step"),
                 ("fla", "step"),
+                ("vllm", "compiled"),
+                ("fla", "compiled"),
+                ("compiled", "copy"),
+                ("vllm", "compiled_sections"),
+                ("vllm", "compiled_step"),
             )
+            if over in times and under in times
         }
         results.append(
             {
@@ -262,6 +287,9 @@ def table(result: dict[str, Any]) -> str:
             f" {case['budget_peers']:>3} {ratios['sections/copy']:>7.1f}"
             f" {case['budget_copy'] or '-':>3}"
         )
+        for name in ("compiled", "compiled_sections", "compiled_step"):
+            if name in times:
+                lines.append(f"{name:>23} {times[name]:>9.1f} us {ratios[f'vllm/{name}']:>8.1f} x")
     return "\n".join(lines)
 
 

@@ -19,7 +19,13 @@ from gdn_dispatch.cli.h200.shapes import QUICK_PREFILL  # noqa: E402 - found thr
 
 RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- measured: benchmarks/readme.py -->\n", "<!-- /measured -->\n"
+NATIVE_BEGIN = "<!-- measured natively: benchmarks/readme.py -->\n"
+NATIVE_END = "<!-- /native -->\n"
 GPU_BEGIN, GPU_END = "<!-- measured on a GPU: benchmarks/readme.py -->\n", "<!-- /GPU -->\n"
+BUSY = [
+    "One thread of each side, in seconds of the CPU: other work kept this machine busy. The",
+    "budgets are meant for two threads on a quiet one.",
+]
 PEERS = {
     "FLA": "FLA 0.6",
     "FlashInfer": "FlashInfer 0.7",
@@ -94,6 +100,57 @@ def means(found: list[list[float | None]]) -> list[str]:
     """Geometric means of columns, in bold."""
     columns = [[x for x in column if x is not None] for column in zip(*found, strict=True)]
     return [f"**{statistics.geometric_mean(column):.2f} x**" for column in columns]
+
+
+def compiled_rows() -> list[str]:
+    """The compiled chunk tables: alone, and inside a whole step's metadata."""
+    path = RESULTS / "metadata_cpu.json"
+    rows = []
+    for case in json.loads(path.read_text(encoding="utf-8"))["cases"]:
+        N, ratios = case["num_seqs"], case["ratios"]
+        for key, what, peer, budget, more in (
+            ("vllm/compiled", "tables", "vLLM 0.33", 100, True),
+            ("compiled/copy", "tables", "memory copy", 3 if N >= 256 else None, False),
+            ("vllm/compiled_step", "whole step", "vLLM 0.33", None, True),
+        ):
+            value, limit, met = ratios[key], "", ""
+            if budget is not None:
+                limit = f"{'≥' if more else '≤'} {cell(budget, 'x')}"
+                met = "met" if (value >= budget if more else value <= budget) else "**missed**"
+            rows.append(
+                f"| host metadata N={N}, {what} | {peer} | {cell(value, 'x')} | {limit} | {met} |"
+            )
+    return rows
+
+
+def native_section() -> str:
+    """The native CPU kernels against their peers and the machine, and their errors."""
+    report = json.loads((RESULTS / "native_cpu.json").read_text(encoding="utf-8"))
+    header = report["header"]
+    lines = [
+        "| what | against | measured: median (quartiles) | budget | |",
+        "|---|---|---|---|---|",
+        *backend_rows(report),
+        *compiled_rows(),
+        "",
+        "| relative error of output / state | fp32 | bf16 products | vLLM's CPU op |",
+        "|---|---|---|---|",
+    ]
+    for row in report["errors"]:
+        cells = (
+            " / ".join(f"{x:.1e}" for x in row[name]) for name in ("fp32", "bf16 products", "vLLM")
+        )
+        lines.append(f"| {row['case']}, {row['tokens']} tokens | {' | '.join(cells)} |")
+    lines += [
+        "",
+        f"{header['cpu']}, kernels for {report['kernels']}, torch {header['torch']}, "
+        f"{header['date'][:10]}; {header['shape']}.",
+        *(BUSY if report["clock"] != "wall" else [f"{header['threads']} threads, wall time."]),
+        "Peaks: matrix products and memory, see `benchmarks/native_cpu.py`; paired ratios in one",
+        "process (`make bench-cpu`). Errors: against the recurrence in fp64, H=4 HV=8, the last",
+        "two columns from bf16 inputs.",
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def prefill_rows(report: dict[str, Any]) -> list[str]:
@@ -192,7 +249,11 @@ def main() -> int:
     path = ROOT / "README.md"
     text = path.read_text(encoding="utf-8")
     wanted = text
-    for begin, end, made in ((BEGIN, END, section), (GPU_BEGIN, GPU_END, gpu_section)):
+    for begin, end, made in (
+        (BEGIN, END, section),
+        (NATIVE_BEGIN, NATIVE_END, native_section),
+        (GPU_BEGIN, GPU_END, gpu_section),
+    ):
         before, rest = wanted.split(begin)
         wanted = before + begin + made() + end + rest.split(end)[1]
     if check:

@@ -1,10 +1,12 @@
 """Throughput of vLLM's engine with our layers against its own, as a ratio: what it costs to serve.
 
     python benchmarks/vllm_throughput.py --output benchmarks/results/vllm_throughput.json
+    python benchmarks/vllm_throughput.py --backend cpu --heads 16 32 --output FILE
 
 Every round starts both sides, one after the other, each in a process of its own, on the same tiny
-random Qwen3.5 in bf16 (which vLLM's own CPU layer requires); the order alternates. Absolute numbers
-belong to the machine and are not kept apart from their ratio. Needs what tests/vllm needs.
+random Qwen3.5 in bf16 (which vLLM's own CPU layer requires); the order alternates. With the heads
+of a real model its GDN layers dominate. Absolute numbers belong to the machine and are not kept
+apart from their ratio. Needs what tests/vllm needs, and --backend cpu gdn-dispatch-cpu.
 """
 
 from __future__ import annotations
@@ -65,11 +67,11 @@ def measure(model: str) -> dict[str, float]:
     return found
 
 
-def run_side(model: str, side: str, directory: Path) -> dict[str, float]:
+def run_side(model: str, side: str, backend: str, directory: Path) -> dict[str, float]:
     """``measure`` in a process with one side switched on."""
     out = directory / "side.json"
     path = os.pathsep.join([str(TESTS / "stubs"), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | SIDES[side] | {
+    environment = os.environ | {"GDN_DISPATCH_BACKEND": backend} | SIDES[side] | {
         "PYTHONPATH": path,
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_TARGET_DEVICE": "cpu",
@@ -90,6 +92,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--backend", default="torch", help="the backend of our side")
+    parser.add_argument("--heads", type=int, nargs=2, default=(2, 4), metavar=("H", "HV"))
     parser.add_argument("--measure", metavar="MODEL", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.measure:
@@ -99,7 +103,7 @@ def main() -> None:
     rows: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        words = {"dtype": "bfloat16", "head_k": 128, "head_v": 128}
+        words = {"dtype": "bfloat16", "head_k": 128, "head_v": 128, "heads": options.heads}
         job = {"name": "qwen3_5", "to": str(directory / "model"), "options": words}
         (directory / "job.json").write_text(json.dumps(job))
         subprocess.run(
@@ -115,7 +119,9 @@ def main() -> None:
         )
         for number in range(options.rounds):
             for side in list(SIDES)[:: 1 if number % 2 == 0 else -1]:
-                rows[side].append(run_side(str(directory / "model"), side, directory))
+                rows[side].append(
+                    run_side(str(directory / "model"), side, options.backend, directory)
+                )
                 print(number, side, rows[side][-1], flush=True)
     ratios = {
         workload: [
@@ -125,10 +131,10 @@ def main() -> None:
         for workload in WORKLOADS
     }
     result = {
-        "what": "tokens per second with gdn_dispatch (backend torch) over those in-tree, "
-        "vLLM's CPU engine, bf16",
-        "command": "python benchmarks/vllm_throughput.py --rounds "
-        f"{options.rounds} --output {options.output}",
+        "what": f"tokens per second with gdn_dispatch (backend {options.backend}) over those "
+        "in-tree, vLLM's CPU engine, bf16",
+        "command": f"python benchmarks/vllm_throughput.py --rounds {options.rounds} --backend "
+        f"{options.backend} --heads {' '.join(map(str, options.heads))} --output {options.output}",
         "workloads": {
             name: dict(zip(("prompts", "prompt_tokens", "new_tokens"), sizes, strict=True))
             for name, sizes in WORKLOADS.items()

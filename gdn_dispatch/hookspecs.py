@@ -28,6 +28,7 @@ import pluggy
 
 if TYPE_CHECKING:
     from gdn_dispatch.meta import ChunkMeta
+    from gdn_dispatch.plan.layout import Tables, TablesRequest
     from gdn_dispatch.types import (
         Available,
         BackendInfo,
@@ -85,6 +86,19 @@ def build_chunk_meta(request: MetaRequest) -> ChunkMeta:  # type: ignore[empty-b
     subclass) whose ``backend`` is the backend's name, and must not keep ``request``'s tensors in a
     cache keyed on their identity. Optional: without it, the core's builder makes the block sizes
     declared in ``backend_info`` and copies them to the device with one asynchronous copy.
+
+    .. versionadded:: 0.1
+    """
+
+
+@hookspec(firstresult=True)
+def chunk_tables(request: TablesRequest) -> Tables:  # type: ignore[empty-body]
+    """Count the chunks and conv tiles of a step's prefill rows, and write their tables.
+
+    Called by the core's builder of metadata, once a step, for metadata of any backend: of the
+    available backends with this hook, the one of highest priority does it for all. May assume what
+    ``TablesRequest`` says. Must return ``gdn_dispatch.plan.layout.Tables`` that write, element for
+    element, what ``NumpyTables`` write. Optional: without it numpy does the same, more slowly.
 
     .. versionadded:: 0.1
     """

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gdn_dispatch.capability import Capability
     from gdn_dispatch.meta import ChunkMeta
     from gdn_dispatch.plan.batch import BatchPlan
+    from gdn_dispatch.plan.layout import TablesMaker
 
 __all__ = [
     "HOOK_API_VERSION",
@@ -143,6 +144,8 @@ class MetaRequest:
         num_accepted_tokens: ``[N]`` int32/int64, on ``device``, or None.
         num_v_heads: Value heads of this rank, for backends whose block sizes depend on it.
         provider: Kernel library asked for by name, or None: the backend's choice.
+        tables_maker: The ``chunk_tables`` hook of a backend that has a compiled one, for the core's
+            builder, or None: numpy.
     """
 
     plan: BatchPlan
@@ -153,6 +156,7 @@ class MetaRequest:
     num_accepted_tokens: torch.Tensor | None = None
     num_v_heads: int | None = None
     provider: str | None = None
+    tables_maker: TablesMaker | None = None
 
 
 @dataclass(slots=True)

@@ -11,7 +11,7 @@ from gdn_dispatch.capability import CallFacts, Feature
 from gdn_dispatch.errors import BackendContractError, InvalidPlanError, MetadataError
 from gdn_dispatch.meta import ChunkMeta, MetaSpec, build
 from gdn_dispatch.plan.batch import BatchPlan
-from gdn_dispatch.selection.dispatch import Bound, bind, lookup
+from gdn_dispatch.selection.dispatch import Bound, bind, lookup, tables_maker
 from gdn_dispatch.types import MetaRequest
 
 __all__ = ["check_owner", "host_data", "run_build_chunk_meta"]
@@ -64,7 +64,14 @@ def run_build_chunk_meta(
     bound = lookup(key, backend) or bind(
         CallFacts("build_chunk_meta", device.type, features=features), backend, key=key
     )
-    request = MetaRequest(plan, device, **given, num_v_heads=num_v_heads, provider=bound.provider)
+    request = MetaRequest(
+        plan,
+        device,
+        **given,
+        num_v_heads=num_v_heads,
+        provider=bound.provider,
+        tables_maker=tables_maker(),
+    )
     if not bound.implemented:
         info = bound.info
         spec = MetaSpec(info.chunk_size, info.block_sizes, info.conv_block_size)

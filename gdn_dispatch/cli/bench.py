@@ -88,22 +88,26 @@ class Case:
     prepare: Callable[[ExitStack], Prepared]
 
 
-def timed(function: Callable[[], object], at_least: float = 0.02) -> Callable[[], float]:
+def timed(
+    function: Callable[[], object],
+    at_least: float = 0.02,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Callable[[], float]:
     """A sampler: one untimed call, then as many as ``at_least`` seconds hold, at least one."""
     for _ in range(2):  # the first may fill caches; a slow one tells enough
-        begin = time.perf_counter()
+        begin = clock()
         function()
-        once = max(time.perf_counter() - begin, 1e-7)
+        once = max(clock() - begin, 1e-7)
         if once > 1.0:
             break
     repeats = max(1, int(at_least / once))
 
     def sample() -> float:
         function()
-        begin = time.perf_counter()
+        begin = clock()
         for _ in range(repeats):
             function()
-        return (time.perf_counter() - begin) / repeats
+        return (clock() - begin) / repeats
 
     return sample
 

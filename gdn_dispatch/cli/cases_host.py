@@ -25,10 +25,9 @@ from gdn_dispatch.cli.cases_inputs import (
     states,
 )
 from gdn_dispatch.hookspecs import hookimpl
-from gdn_dispatch.plan.chunks import ChunkTables, ConvTiles
-from gdn_dispatch.plan.layout import Contents, fill, measure
+from gdn_dispatch.plan.layout import Contents, NumpyTables, TablesRequest, fill, measure
 from gdn_dispatch.plugins.discovery import GROUP
-from gdn_dispatch.selection.dispatch import active_registry
+from gdn_dispatch.selection.dispatch import active_registry, tables_maker
 from gdn_dispatch.types import Available, BackendInfo, GDNOutput
 
 if TYPE_CHECKING:
@@ -157,10 +156,11 @@ def host_metadata(N: int, tokens: int, _: ExitStack) -> Prepared:
     """All sections for N sequences of so many tokens in all."""
     share = np.random.default_rng(N).random(N) + 0.1
     lens = np.diff([0, *np.floor(np.cumsum(share / share.sum()) * tokens)]).astype(np.int32)
-    sizes = (64, 128, 1216)
+    make = tables_maker() or NumpyTables
+    request = TablesRequest(lens, (64, 128, 1216), 8)
 
     def contents() -> Contents:
-        return Contents({}, ChunkTables(lens, sizes), ConvTiles(lens, 8), {})
+        return Contents({}, make(request), {})
 
     room = measure(contents())
     flat = np.zeros(room.num_words, np.int32)

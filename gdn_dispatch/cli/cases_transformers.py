@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import torch
@@ -28,12 +28,14 @@ from gdn_dispatch.cli.cases_inputs import (
 from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule, reference_gdn_layer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from contextlib import ExitStack
 
-__all__ = ["decode", "layer", "packed", "prefill"]
+__all__ = ["Timed", "decode", "layer", "packed", "prefill"]
 
 Outputs = tuple[torch.Tensor, torch.Tensor]
+Timed: TypeAlias = "Callable[[Callable[[], object]], Callable[[], float]]"
+"""Makes a sampler, as ``bench.timed`` does."""
 Run = Any
 """``run(inputs, state, lens) -> Outputs``; ``lens`` of the packed sequences, or None."""
 
@@ -76,7 +78,14 @@ def _starts(lens: Sequence[int]) -> torch.Tensor:
 
 
 def _rule(
-    op: str, fallback: str, B: int, T: int, lens: Any, with_state: bool, small: Any, _: ExitStack
+    op: str,
+    fallback: str,
+    B: int,
+    T: int,
+    lens: Any,
+    with_state: bool,
+    small: Any,
+    timed: Timed = timed,
 ) -> Prepared:
     """``small`` is the (B, T, lens) on which both are held against the fp64 recurrence."""
     ours = partial(_ours, getattr(api, op))
@@ -170,16 +179,16 @@ _CHUNK = partial(_rule, "chunk_gated_delta_rule", "torch_chunk_gated_delta_rule"
 _STEP = partial(_rule, "fused_recurrent_gated_delta_rule", "torch_recurrent_gated_delta_rule")
 
 
-def prefill(T: int, stack: ExitStack) -> Prepared:
+def prefill(T: int, _: ExitStack, timed: Timed = timed) -> Prepared:
     """One sequence of T tokens, from zero."""
-    return _CHUNK(1, T, None, False, (1, 200, None), stack)
+    return _CHUNK(1, T, None, False, (1, 200, None), timed)
 
 
-def packed(stack: ExitStack) -> Prepared:
+def packed(_: ExitStack, timed: Timed = timed) -> Prepared:
     """32 sequences of 17 to 600 tokens, with states."""
-    return _CHUNK(1, sum(_LENS), _LENS, True, (1, 150, (17, 70, 63)), stack)
+    return _CHUNK(1, sum(_LENS), _LENS, True, (1, 150, (17, 70, 63)), timed)
 
 
-def decode(B: int, stack: ExitStack) -> Prepared:
+def decode(B: int, _: ExitStack, timed: Timed = timed) -> Prepared:
     """One token for each of B sequences; both sides return new states."""
-    return _STEP(B, 1, None, True, (2, 1, None), stack)
+    return _STEP(B, 1, None, True, (2, 1, None), timed)

@@ -19,7 +19,16 @@ from gdn_dispatch.meta.parts import ChunkTable, MetaSpec, SequenceGroup, empty_p
 from gdn_dispatch.plan.batch import BatchPlan
 from gdn_dispatch.plan.chunks import chunk_indices
 from gdn_dispatch.plan.groups import Groups, HostGroup, split
-from gdn_dispatch.plan.layout import GROUP_KINDS, Contents, Layout, contents, fill, measure
+from gdn_dispatch.plan.layout import (
+    GROUP_KINDS,
+    Contents,
+    Layout,
+    NumpyTables,
+    TablesMaker,
+    contents,
+    fill,
+    measure,
+)
 from gdn_dispatch.plan.sources import DEVICE_FIELDS, check_sources
 from gdn_dispatch.plan.update import check_fits, complete, refit
 from gdn_dispatch.staging import PinnedArena, arena_for
@@ -102,6 +111,7 @@ class ChunkMeta(_Referable):
     _layout: Layout
     _arena: PinnedArena
     _capacity: BatchPlan
+    _tables_maker: TablesMaker = NumpyTables
     handle: torch.Tensor = field(init=False)
     _chunk_indices_host: tuple[int, ...] | None = field(default=None, init=False)
 
@@ -195,7 +205,7 @@ class ChunkMeta(_Referable):
             names = {True: "slots", False: "no slots"}
             raise MetadataError("state_indices", names[serving], f"{names[self.serving]}, as built")
         groups = split(plan, serving=serving)
-        what = _contents(plan, groups, self.spec)
+        what = _contents(plan, groups, self.spec, self._tables_maker)
         complete(what, self._layout, plan, groups)
         check_fits(self._layout, what)
         self._arena.upload(
@@ -211,7 +221,7 @@ class ChunkMeta(_Referable):
         counts = [0] * len(self.chunks) if what.tables is None else what.tables.num_chunks
         for table, count in zip(self.chunks.values(), counts, strict=True):
             table.num_chunks = count
-        self.num_conv_tiles = 0 if what.tiles is None else what.tiles.num_tiles
+        self.num_conv_tiles = 0 if what.tables is None else what.tables.num_tiles
 
 
 MetaT = TypeVar("MetaT", bound=ChunkMeta)
@@ -248,7 +258,8 @@ def build(
         chunk_size=spec.chunk_size,
     )
     groups = split(plan, serving=serving)
-    what = _contents(plan, groups, spec)
+    tables_maker = request.tables_maker or NumpyTables
+    what = _contents(plan, groups, spec, tables_maker)
     layout = measure(what)
     arena = arena_for(device) if arena is None else arena
     flat = arena.upload(layout.num_words, lambda host: fill(layout, what, host))
@@ -267,16 +278,23 @@ def build(
         decode=SequenceGroup.of("decode", groups.decode, tensors),
         speculative=SequenceGroup.of("speculative", groups.speculative, tensors),
         chunks={size: ChunkTable.of(size, tensors) for size in spec.table_sizes},
-        num_conv_tiles=0 if what.tiles is None else what.tiles.num_tiles,
+        num_conv_tiles=0 if what.tables is None else what.tables.num_tiles,
         _flat=flat,
         _layout=layout,
         _arena=arena,
         _capacity=plan,
+        _tables_maker=tables_maker,
         **fields,
     )
 
 
-def _contents(plan: BatchPlan, groups: Groups, spec: MetaSpec) -> Contents:
+def _contents(
+    plan: BatchPlan, groups: Groups, spec: MetaSpec, tables_maker: TablesMaker
+) -> Contents:
     return contents(
-        plan, groups, block_sizes=spec.table_sizes, conv_block_size=spec.conv_block_size
+        plan,
+        groups,
+        block_sizes=spec.table_sizes,
+        conv_block_size=spec.conv_block_size,
+        tables_maker=tables_maker,
     )

@@ -1,17 +1,19 @@
 """Every device array of a step as a section of one flat int32 buffer, so that one copy moves all.
 
 Three small steps: ``contents`` says what the sections hold, ``measure`` where they lie, ``fill``
-writes them. Sections are named ``base`` or ``base/which``: ``cu_seqlens`` is the step's,
-``cu_seqlens/decode`` a group's, ``chunk_indices/64`` a block size's. The pairs come first; every
-section begins on a cache line, so that pairs are int64-aligned and kernels that specialise on
+writes them. Chunk tables are counted and written by ``NumpyTables``, or by compiled ``Tables`` of a
+backend that write the same. Sections are named ``base`` or ``base/which``: ``cu_seqlens`` is the
+step's, ``cu_seqlens/decode`` a group's, ``chunk_indices/64`` a block size's. The pairs come first;
+every section begins on a cache line, so that pairs are int64-aligned and kernels that specialise on
 pointer alignment are compiled once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +23,21 @@ from gdn_dispatch.plan.batch import BatchPlan
 from gdn_dispatch.plan.chunks import ChunkTables, ConvTiles, first_numbers
 from gdn_dispatch.plan.groups import Groups, HostGroup
 
-__all__ = ["GROUP_KINDS", "Contents", "Layout", "Section", "contents", "fill", "measure"]
+__all__ = [
+    "GROUP_KINDS",
+    "Contents",
+    "Layout",
+    "NumpyTables",
+    "Section",
+    "TableNames",
+    "Tables",
+    "TablesMaker",
+    "TablesRequest",
+    "contents",
+    "fill",
+    "measure",
+    "table_names",
+]
 
 GROUP_KINDS = ("prefill", "decode", "speculative")
 
@@ -65,7 +81,7 @@ class Layout:
         return flat[first.offset : end].reshape(len(names), first.span)[:, :width]
 
 
-class _TableNames(NamedTuple):
+class TableNames(NamedTuple):
     """Names of the sections of all block sizes, one per size in each field."""
 
     indices: tuple[str, ...]
@@ -75,13 +91,82 @@ class _TableNames(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def _table_names(block_sizes: tuple[int, ...]) -> _TableNames:
-    return _TableNames(
+def table_names(block_sizes: tuple[int, ...]) -> TableNames:
+    """Names of the chunk tables' sections, in the order in which they lie."""
+    return TableNames(
         tuple(f"chunk_indices/{size}" for size in block_sizes),
         tuple(f"chunk_offsets/{size}" for size in block_sizes),
         tuple(f"update_chunk_offsets/{size}" for size in block_sizes),
         tuple(f"final_chunk_indices/{size}" for size in block_sizes),
     )
+
+
+class TablesRequest(NamedTuple):
+    """What ``Tables`` are made from; the argument of the ``chunk_tables`` hook.
+
+    Attributes:
+        seq_lens: ``[n]`` int32, contiguous: tokens of each row of the prefill group, n >= 1.
+        block_sizes: Block sizes that get a table, each at least 1.
+        conv_block_size: Tokens per conv tile, or 0 for no tiles.
+    """
+
+    seq_lens: Int32Array
+    block_sizes: tuple[int, ...]
+    conv_block_size: int
+
+
+class Tables(Protocol):
+    """The sections written by formula (``gdn_dispatch.plan.chunks``): counted, then written.
+
+    Attributes:
+        request: What they were made from.
+        num_chunks: Chunks of each block size. num_tiles: Conv tiles; 0 without.
+        nonempty: ``[m]`` int32 numbers of the rows with tokens, or None: all have some.
+    """
+
+    request: TablesRequest
+    num_chunks: list[int]
+    num_tiles: int
+    nonempty: Int32Array | None
+
+    def write(self, layout: Layout, flat: Int32Array) -> None:
+        """Write all of them into ``flat``; sections of ``layout`` may be larger than they are.
+
+        They are the first sections of ``layout``, in the order of ``table_names`` and then the
+        tiles' sequences and offsets; those of one kind have one span. Words behind a table's last,
+        to the next section, may be written with anything; others may not.
+        """
+
+
+TablesMaker = Callable[[TablesRequest], Tables]
+
+
+class NumpyTables:
+    """``Tables`` in numpy."""
+
+    __slots__ = ("_chunks", "_tiles", "nonempty", "num_chunks", "num_tiles", "request")
+
+    def __init__(self, request: TablesRequest) -> None:
+        self.request = request
+        lens, sizes, tile = request
+        self._chunks = ChunkTables(lens, sizes)
+        self._tiles = ConvTiles(lens, tile) if tile else None
+        self.num_chunks = self._chunks.num_chunks
+        self.num_tiles = 0 if self._tiles is None else self._tiles.num_tiles
+        self.nonempty = self._chunks.nonempty
+
+    def write(self, layout: Layout, flat: Int32Array) -> None:
+        """See ``Tables``."""
+        sections, chunks = layout.sections, self._chunks
+        names, n = table_names(chunks.block_sizes), chunks.num_seqs
+        # The pairs are the first sections, so words of the buffer are words of the pairs.
+        chunks.write_indices(flat, [sections[name].offset // 2 for name in names.indices])
+        chunks.write_offsets(layout.rows(flat, names.offsets, n + 1))
+        chunks.write_update_offsets(layout.rows(flat, names.updates, n + 1))
+        chunks.write_final_indices(layout.rows(flat, names.finals, n))
+        if self._tiles is not None:
+            tiles = (sections[f"conv_tile_{what}"].of(flat) for what in ("sequences", "offsets"))
+            self._tiles.write(*(tile[: self.num_tiles] for tile in tiles))
 
 
 @dataclass(slots=True)
@@ -90,28 +175,29 @@ class Contents:
 
     Attributes:
         arrays: Sections that exist on the host already.
-        tables, tiles: Sections written by formula, over the prefill group; None without them.
+        tables: Sections written by formula, over the prefill group; None without one.
         token_indices: Groups whose tokens are listed, by kind.
     """
 
     arrays: dict[str, npt.NDArray[Any]]
-    tables: ChunkTables | None
-    tiles: ConvTiles | None
+    tables: Tables | None
     token_indices: dict[str, HostGroup]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every section, in their order in the buffer."""
         found: dict[str, tuple[int, ...]] = {}
         if self.tables is not None:
-            names, n = _table_names(self.tables.block_sizes), self.tables.num_seqs
+            lens, sizes, tile = self.tables.request
+            names, n = table_names(sizes), lens.size
             for name, count in zip(names.indices, self.tables.num_chunks, strict=True):
                 found[name] = (count, 2)
             for name in names.offsets + names.updates:
                 found[name] = (n + 1,)
             for name in names.finals:
                 found[name] = (n,)
-        if self.tiles is not None:
-            found["conv_tile_sequences"] = found["conv_tile_offsets"] = (self.tiles.num_tiles,)
+            if tile:
+                count = self.tables.num_tiles
+                found["conv_tile_sequences"] = found["conv_tile_offsets"] = (count,)
         for kind, group in self.token_indices.items():
             found[f"token_indices/{kind}"] = (group.num_tokens,)
         for name, array in self.arrays.items():
@@ -120,7 +206,12 @@ class Contents:
 
 
 def contents(
-    plan: BatchPlan, groups: Groups, *, block_sizes: tuple[int, ...], conv_block_size: int
+    plan: BatchPlan,
+    groups: Groups,
+    *,
+    block_sizes: tuple[int, ...],
+    conv_block_size: int,
+    tables_maker: TablesMaker = NumpyTables,
 ) -> Contents:
     """What the device needs to know of ``plan``: its host-given fields, groups and chunks.
 
@@ -129,14 +220,14 @@ def contents(
         groups: Its groups; chunks and conv tiles are those of the prefill group.
         block_sizes: Block sizes that get chunk tables.
         conv_block_size: Tokens per conv tile, or 0 for none.
+        tables_maker: Who counts and writes the tables.
     """
     arrays: dict[str, npt.NDArray[Any]] = {"cu_seqlens": plan.query_start_loc}
-    tables = tiles = None
+    tables = None
     listed: dict[str, HostGroup] = {}
     if groups.prefill is not None:
         lens, ends = groups.prefill.lens, groups.prefill.cu_seqlens
-        tables = ChunkTables(lens, block_sizes)
-        tiles = ConvTiles(lens, conv_block_size) if conv_block_size else None
+        tables = tables_maker(TablesRequest(lens, block_sizes, conv_block_size))
         if tables.nonempty is None:
             arrays["nonempty"] = first_numbers(lens.size)
             arrays["cu_seqlens_nonempty"] = ends
@@ -164,7 +255,7 @@ def contents(
         arrays["checkpoint_sequences"] = plan.checkpoints.sequences
         arrays["checkpoint_offsets"] = plan.checkpoints.offsets
         arrays["checkpoint_slots"] = plan.checkpoints.slots
-    return Contents(arrays, tables, tiles, listed)
+    return Contents(arrays, tables, listed)
 
 
 def measure(what: Contents) -> Layout:
@@ -186,17 +277,7 @@ def fill(layout: Layout, what: Contents, flat: Int32Array) -> None:
     """Write ``what`` into ``flat``, whose ``layout`` has room for it (and may have more)."""
     sections = layout.sections
     if what.tables is not None:
-        names, n = _table_names(what.tables.block_sizes), what.tables.num_seqs
-        # The pairs are the first sections, so words of the buffer are words of the pairs.
-        what.tables.write_indices(flat, [sections[name].offset // 2 for name in names.indices])
-        what.tables.write_offsets(layout.rows(flat, names.offsets, n + 1))
-        what.tables.write_update_offsets(layout.rows(flat, names.updates, n + 1))
-        what.tables.write_final_indices(layout.rows(flat, names.finals, n))
-    if what.tiles is not None:
-        n = what.tiles.num_tiles
-        what.tiles.write(
-            sections["conv_tile_sequences"].of(flat)[:n], sections["conv_tile_offsets"].of(flat)[:n]
-        )
+        what.tables.write(layout, flat)
     for kind, group in what.token_indices.items():
         group.write_token_indices(sections[f"token_indices/{kind}"].of(flat)[: group.num_tokens])
     for name, array in what.arrays.items():

@@ -162,6 +162,18 @@ class Registry:
         """What ``selection.resolve`` chooses from."""
         return tuple(_candidate(plugin) for plugin in self.plugins.values())
 
+    def best_with(self, hook: str) -> str | None:
+        """The available backend of highest priority that implements ``hook``, or None."""
+        able = [
+            plugin
+            for plugin in self.plugins.values()
+            if isinstance(plugin, LoadedPlugin)
+            and isinstance(plugin.availability, Available)
+            and hook in plugin.hooks
+        ]
+        best = max(able, key=lambda plugin: (plugin.info.priority, plugin.name), default=None)
+        return None if best is None else best.name
+
     def status(self) -> tuple[BackendStatus, ...]:
         """Every backend known here, then names that are not installed."""
         known = [*self.plugins.values(), *self.conflicts]

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     import torch
 
     from gdn_dispatch.capability import CallFacts, Feature
+    from gdn_dispatch.plan.layout import TablesMaker
     from gdn_dispatch.plugins.registry import BackendStatus
     from gdn_dispatch.selection.choice import Override
     from gdn_dispatch.types import BackendInfo
@@ -52,6 +53,7 @@ __all__ = [
     "install",
     "list_backends",
     "lookup",
+    "tables_maker",
     "use_backend",
 ]
 
@@ -60,6 +62,7 @@ _logger = logging.getLogger("gdn_dispatch")
 _config = Config()
 _registry = Registry()
 _bound: dict[tuple[Hashable, str | None, Override], Bound] = {}
+_tables_maker: list[TablesMaker | None] = []  # one item once it has been looked for
 _announced: set[tuple[str, str]] = set()
 
 
@@ -191,6 +194,15 @@ def use_backend(name: str | None) -> Iterator[None]:
         override.reset(token)
 
 
+def tables_maker() -> TablesMaker | None:
+    """The ``chunk_tables`` hook that serves this process, or None: the core's own numpy."""
+    found = _tables_maker
+    if not found:
+        best = _registry.best_with("chunk_tables")
+        found.append(None if best is None else _registry.hook(best, "chunk_tables"))
+    return found[0]
+
+
 def list_backends() -> tuple[BackendStatus, ...]:
     """Every backend: installed ones with their state and its reason, then those to be had."""
     return _registry.status()
@@ -259,8 +271,8 @@ def explain(
 
 
 def _forget() -> None:
-    global _bound
-    _bound = {}
+    global _bound, _tables_maker
+    _bound, _tables_maker = {}, []
 
 
 def _select(

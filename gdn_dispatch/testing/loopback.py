@@ -41,7 +41,7 @@ def call(op: str = "gdn_attention", device_type: str = "cpu", **fields: Any) -> 
 
 @dataclass(eq=False)
 class Loopback:
-    """Implements every hook but ``build_chunk_meta``; the compute hooks return their request.
+    """Implements every required and compute hook; the compute hooks return their request.
 
     Attributes:
         described: A ``BackendInfo``, or anything else that ``backend_info`` shall return or raise.

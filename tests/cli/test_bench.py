@@ -257,7 +257,7 @@ def test_the_peerless_suites_check_their_numbers(name, arguments):
 def test_the_suites_against_transformers_check_their_numbers():
     pytest.importorskip("transformers")
     for prepare in (
-        lambda stack: cases_transformers._CHUNK(1, 40, (17, 23), True, (1, 90, (20, 70)), stack),
+        lambda _: cases_transformers._CHUNK(1, 40, (17, 23), True, (1, 90, (20, 70))),
         lambda stack: cases_transformers.decode(1, stack),
         lambda stack: cases_transformers.layer(1, stack),
     ):

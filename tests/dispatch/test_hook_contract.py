@@ -228,6 +228,7 @@ def test_the_hooks_are_those_of_the_contract():
         "backend_info",
         "probe",
         "build_chunk_meta",
+        "chunk_tables",
         "gdn_attention",
         "gated_delta_rule",
     )

@@ -15,11 +15,12 @@ from gdn_dispatch import (
     plan_batch,
 )
 from gdn_dispatch.config import Config
+from gdn_dispatch.plan.layout import NumpyTables, TablesRequest
 from gdn_dispatch.plugins.registry import Registry
 from gdn_dispatch.selection import dispatch
 from gdn_dispatch.testing.loopback import Loopback, info, loopback
 from gdn_dispatch.torch_backend import plugin as torch_plugin
-from gdn_dispatch.types import GDNRequest, MetaRequest, RuleRequest
+from gdn_dispatch.types import GDNRequest, MetaRequest, RuleRequest, Unavailable
 from tests.support.fake_packages import distribution, fresh_python
 
 
@@ -48,6 +49,19 @@ class WithMetadata(Recording):
         meta = torch_plugin.build_chunk_meta(request)
         meta.backend = "mine"
         return meta
+
+
+class WithTables(Recording):
+    """Counts and writes the tables of every backend's metadata."""
+
+    def __init__(self, name, **fields):
+        super().__init__(**fields)
+        self.described = info(name, **fields)
+
+    @hookimpl
+    def chunk_tables(self, request):
+        self.requests.append(request)
+        return NumpyTables(request)
 
 
 class Watching:
@@ -183,6 +197,29 @@ def test_hook_build_chunk_meta_builds_what_a_rule_was_given_as_lengths(registry)
     step, request = plugin.requests
     assert step.plan.seq_lens.tolist() == [2, 3]
     assert request.meta.plan is step.plan
+
+
+def test_hook_chunk_tables_of_the_best_available_backend_serves_all(registry):
+    mine, worse = Recording(priority=9), WithTables("worse", priority=1)
+    better, best = WithTables("better", priority=2), WithTables("best", priority=3)
+    broken = WithTables("broken", priority=4)
+    broken.answer = Unavailable("no library")
+    for plugin in (mine, better, worse, best, broken):
+        registry.register(plugin, plugin.described.name)
+    meta = build_chunk_meta(plan_batch([0, 5, 5, 70]), "cpu")
+    assert meta.backend == "mine"
+    (request,) = best.requests
+    assert isinstance(request, TablesRequest)
+    assert request.seq_lens.tolist() == [5, 0, 65]
+    assert (request.block_sizes, request.conv_block_size) == ((64,), 0)
+    assert meta.chunk_offsets.tolist() == [0, 1, 1, 3]
+    meta.update_(plan_batch([0, 3]))
+    assert best.requests[1].seq_lens.tolist() == [3]
+
+    registry.unregister("best")
+    build_chunk_meta(plan_batch([0, 5]), "cpu")
+    assert (len(better.requests), len(best.requests)) == (1, 2)
+    assert not worse.requests + broken.requests
 
 
 def test_hook_gdn_attention_gets_the_validated_request(mine):

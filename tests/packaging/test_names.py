@@ -67,12 +67,14 @@ def test_the_accelerators_extras_are_declared_to_exclude_each_other():
 def shape_of(name):
     """Every file of a project; its kernels, adapters and their tests are its own affair."""
     common = ("test_conformance.py", "xfails.txt")
+    compiled = ("csrc", "CMakeLists.txt")  # kernels outside the import package
     return {
         path.relative_to(folder(name)).as_posix().replace(f"gdn_dispatch_{name}", "PACKAGE")
         for path in folder(name).rglob("*")
         if path.is_file()
         and not {"__pycache__", ".pytest_cache"} & set(path.parts)
         and (path.parent.name not in ("kernels", "providers") or path.name == "__init__.py")
+        and path.relative_to(folder(name)).parts[0] not in compiled
         and ("tests" not in path.parts[-3:] or path.name in common)
     }
 

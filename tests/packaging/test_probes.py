@@ -21,7 +21,12 @@ TORCH = ("2.13.0+cpu",)
 
 # What each fact may be; the first of each make the machine that has nothing.
 MACHINES = {
-    "cpu": {"machine": ("x86_64", "aarch64"), "capability": ("AVX512", "DEFAULT")},
+    "cpu": {
+        "machine": ("x86_64", "aarch64"),
+        "capability": ("AVX512", "DEFAULT"),
+        "kernels": (None, "avx512_bf16"),
+        "failure": ("libgdn_cpu.so is not installed",),
+    },
     "cuda": {
         "torch": TORCH,
         "cuda": (None, "12.9"),
@@ -53,7 +58,7 @@ MACHINES = {
 
 # Each sentence and the machines it belongs to; a machine is told these and nothing else.
 WHEN = {
-    "cpu": {},
+    "cpu": {"no compiled kernels": lambda f: not f.kernels},
     "cuda": {
         "is built without CUDA": lambda f: not f.cuda and not f.hip,
         "is built for ROCm": lambda f: f.hip,
@@ -149,17 +154,19 @@ def test_ipex_is_recognised_and_said_to_be_no_way_out():
 
 def test_the_cpu_is_named():
     probe = module("cpu", "probe")
-    assert probe.reasons(probe.Facts("aarch64", "SVE256")) == (
-        "this version has no kernels yet: the built-in torch backend serves this CPU "
-        "(aarch64, SVE256)",
+    assert probe.reasons(probe.Facts("aarch64", "SVE256", None, "lost")) == (
+        "no compiled kernels (lost): the slower torch backend serves this CPU (aarch64, SVE256); "
+        "reinstall gdn-dispatch-cpu where there is a C++17 compiler with OpenMP",
     )
+    assert probe.reasons(probe.Facts("aarch64", "SVE256", "portable", "")) == ()
 
 
 @backends
 def test_the_probe_says_what_this_machine_lacks(name):
     answer = module(name, "plugin").probe()
     probe = module(name, "probe")
-    assert answer == Unavailable("; ".join(probe.reasons(probe.collect())))
+    lacking = "; ".join(probe.reasons(probe.collect()))
+    assert answer == Unavailable(lacking) if lacking else isinstance(answer, Available)
 
 
 @pytest.mark.parametrize(
@@ -232,7 +239,9 @@ def test_the_contract_is_kept_and_compute_hooks_are_there_where_kernels_are(name
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     description = describe(manager, module(name, "plugin"), name)
     compute = set() if name in WITHOUT_KERNELS else {"gdn_attention", "gated_delta_rule"}
-    assert description.hooks - {"build_chunk_meta"} == {"backend_info", "probe"} | compute
+    metadata = {"cpu": {"build_chunk_meta", "chunk_tables"}, "xpu": {"build_chunk_meta"}}
+    expected = {"backend_info", "probe"} | compute | metadata.get(name, set())
+    assert description.hooks == expected
 
 
 @backends

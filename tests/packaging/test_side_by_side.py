@@ -37,7 +37,7 @@ Blocked.asked.clear()
 
 REASONS = {
     "ascend": ["torch-npu is not installed", "triton-ascend is not installed"],
-    "cpu": ["the built-in torch backend serves this CPU"],
+    "cpu": ["the slower torch backend serves this CPU"],
     "cuda": ["triton is not installed"],
     "xpu": ["vllm-xpu-kernels is not installed"],
 }

@@ -1,11 +1,13 @@
 """The wheels, built, read and used: in new environments, from other folders, without the tree.
 
-Builds five wheels and makes two environments with torch in them, so it is run by ``make packaging``
-and not by ``make test``.
+Builds six wheels and makes two environments with torch in them, so it is run by ``make packaging``
+and not by ``make test``. The wheel of the cpu backend is built twice, with and without a compiler.
 """
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import venv
@@ -19,13 +21,14 @@ from tests.packaging.layout import BACKENDS, ROOT, WITHOUT_KERNELS, folder
 
 pytestmark = pytest.mark.packaging
 
+KERNELS = "gdn_dispatch_cpu/libgdn_cpu.so"
 PROJECTS = {"gdn_dispatch": ROOT, **{f"gdn_dispatch_{name}": folder(name) for name in BACKENDS}}
 
 
-def run(*command, cwd):
+def run(*command, cwd, **more):
     """Run a command where nothing of this tree can be imported; returns what it prints."""
     hidden = ("PYTHONPATH", "GDN_DISPATCH", "PYTEST_")
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(hidden)}
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(hidden)} | more
     environ["OMP_NUM_THREADS"] = "1"  # operators here are small; see tests/conftest.py
     result = subprocess.run(
         list(map(str, command)), cwd=cwd, env=environ, capture_output=True, text=True, check=False
@@ -34,12 +37,31 @@ def run(*command, cwd):
     return result.stdout
 
 
+def build(project, where, **environ):
+    """Build a wheel with whatever the project's pyproject.toml names."""
+    run(
+        sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation",
+        "--wheel-dir", where, project, cwd=where, **environ,
+    )  # fmt: skip
+
+
 @pytest.fixture(scope="module")
 def wheels(tmp_path_factory):
     """A folder with the wheels of all five projects."""
     where = tmp_path_factory.mktemp("wheels")
     for project in PROJECTS.values():
-        run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", where, cwd=project)
+        build(project, where)
+    return where
+
+
+@pytest.fixture(scope="module")
+def without_kernels(tmp_path_factory, wheels):
+    """The same folder as it would be had the machine no compiler."""
+    where = tmp_path_factory.mktemp("without_kernels")
+    for wheel in wheels.glob("*.whl"):
+        if not wheel.name.startswith("gdn_dispatch_cpu-"):
+            shutil.copy(wheel, where)
+    build(folder("cpu"), where, CXX="/no/compiler/here")
     return where
 
 
@@ -80,10 +102,12 @@ def cpu_only(tmp_path_factory, wheels):
 
 
 @pytest.fixture(scope="module")
-def all_four(tmp_path_factory, wheels):
-    """Every backend without its vendor's stack, on a machine that has none of the devices."""
-    environment = Environment(tmp_path_factory.mktemp("all"), wheels)
-    environment.installed = environment.install(*(f"gdn-dispatch-{name}" for name in BACKENDS))
+def all_four(tmp_path_factory, without_kernels):
+    """Every backend without its vendor's stack, on a machine without the devices or a compiler."""
+    environment = Environment(tmp_path_factory.mktemp("all"), without_kernels)
+    environment.installed = environment.install(
+        "gdn-dispatch[cpu]", *(f"gdn-dispatch-{name}" for name in BACKENDS)
+    )
     return environment
 
 
@@ -97,12 +121,24 @@ def test_a_wheel_holds_the_package_and_nothing_else(wheels, package):
         for path in (source / package).rglob("*")
         if path.is_file() and "__pycache__" not in path.parts
     }
+    if package == "gdn_dispatch_cpu":
+        expected.add(KERNELS)
+        assert re.search(r"-py3-none-\w+\.whl$", wheel.name)  # any Python 3, this platform
+        assert not wheel.name.endswith("-any.whl")
     if package == "gdn_dispatch":
         expected.add("gdn_dispatch_pytest.py")
         assert "gdn_dispatch/cli/demo_text.txt" in held
         assert "gdn_dispatch/testing/test_backend.py" in held
     assert f"{package}/py.typed" in held
     assert held == expected
+
+
+def test_a_wheel_built_without_a_compiler_is_pure(without_kernels):
+    (wheel,) = without_kernels.glob("gdn_dispatch_cpu-*.whl")
+    held = zipfile.ZipFile(wheel).namelist()
+    assert wheel.name.endswith("-py3-none-any.whl")
+    assert "gdn_dispatch_cpu/plugin.py" in held
+    assert KERNELS not in held
 
 
 def test_the_backend_and_the_core_come_from_the_folder(cpu_only, wheels):
@@ -124,9 +160,8 @@ def test_doctor_runs_from_another_folder(cpu_only):
     report = cpu_only.doctor()
     rows = {row["name"]: row for row in report["backends"]}
     assert report["smoke"]["passed"]
-    assert report["selection"]["chosen"] == "torch"
-    assert rows["cpu"]["status"] == "unavailable"
-    assert "this version has no kernels yet" in rows["cpu"]["why"]
+    assert report["selection"]["chosen"] == "cpu"
+    assert "kernels for" in rows["cpu"]["why"]
     assert rows["cuda"]["why"] == "pip install 'gdn-dispatch[cuda]'"
 
 
@@ -137,7 +172,7 @@ def test_the_kit_runs_from_the_wheel(cpu_only):
     report = cpu_only.cwd / "report.json"
     output = cpu_only(
         "python", "-m", "pytest", "-q", "-p", "no:cacheprovider",
-        "--pyargs", "gdn_dispatch.testing", "--gdn-backend", "torch", "--gdn-require",
+        "--pyargs", "gdn_dispatch.testing", "--gdn-backend", "cpu", "--gdn-require",
         "--gdn-report", report,
     )  # fmt: skip
     assert " passed" in output
@@ -146,14 +181,15 @@ def test_the_kit_runs_from_the_wheel(cpu_only):
     assert not [name for name, counts in features.items() if counts.get("failed")]
 
 
-def test_the_kit_says_why_a_backend_without_kernels_was_not_tested(cpu_only):
-    output = cpu_only(
+def test_the_kit_says_why_a_backend_without_kernels_was_not_tested(all_four):
+    all_four.install("gdn-dispatch[testing]")
+    output = all_four(
         "python", "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider",
         "--pyargs", "gdn_dispatch.testing", "--gdn-backend", "cpu",
     )  # fmt: skip
     assert " skipped" in output
     assert " passed" not in output
-    assert "this version has no kernels yet" in output
+    assert "no compiled kernels (libgdn_cpu.so is not installed)" in output
 
 
 def test_all_backends_live_in_one_environment_without_their_vendors(all_four):
@@ -170,3 +206,12 @@ def test_all_backends_live_in_one_environment_without_their_vendors(all_four):
         assert rows[name]["distribution"] == f"gdn-dispatch-{name}"
         untouched = "this version has no kernels yet" in rows[name]["why"]
         assert untouched == (name in WITHOUT_KERNELS)
+
+
+def test_doctor_says_what_is_lost_without_a_compiler_and_torch_serves(all_four):
+    report = all_four.doctor()
+    (row,) = (row for row in report["backends"] if row["name"] == "cpu")
+    assert "no compiled kernels (libgdn_cpu.so is not installed)" in row["why"]
+    assert "the slower torch backend serves this CPU" in row["why"]
+    assert report["selection"]["chosen"] == "torch"
+    assert report["smoke"]["passed"]

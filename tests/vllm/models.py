@@ -14,7 +14,7 @@ import torch
 LAYERS = ["linear_attention"] * 3 + ["full_attention"]
 
 
-def sizes(vocab: int, head_k: int, head_v: int) -> dict:
+def sizes(vocab: int, head_k: int, head_v: int, heads: tuple[int, int] = (2, 4)) -> dict:
     return {
         "vocab_size": vocab,
         "hidden_size": 256,
@@ -27,8 +27,8 @@ def sizes(vocab: int, head_k: int, head_v: int) -> dict:
         "linear_conv_kernel_dim": 4,
         "linear_key_head_dim": head_k,
         "linear_value_head_dim": head_v,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
+        "linear_num_key_heads": heads[0],
+        "linear_num_value_heads": heads[1],
         "max_position_embeddings": 2048,
         "tie_word_embeddings": False,
         "initializer_range": 0.1,
@@ -38,12 +38,14 @@ def sizes(vocab: int, head_k: int, head_v: int) -> dict:
     }
 
 
-def write_qwen3_5(to: Path, *, vocab=512, head_k=32, head_v=64, dtype="float32", seed=0) -> Path:
+def write_qwen3_5(
+    to: Path, *, vocab=512, head_k=32, head_v=64, heads=(2, 4), dtype="float32", seed=0
+) -> Path:
     """Dense. K differs from V, so that a state in the wrong layout cannot go unnoticed."""
     from transformers.models.qwen3_5.configuration_qwen3_5 import Qwen3_5TextConfig
     from transformers.models.qwen3_5.modeling_qwen3_5 import Qwen3_5ForCausalLM
 
-    config = Qwen3_5TextConfig(**sizes(vocab, head_k, head_v))
+    config = Qwen3_5TextConfig(**sizes(vocab, head_k, head_v, heads))
     return _write(Qwen3_5ForCausalLM, config, to, dtype, seed)
 
 

@@ -10,6 +10,8 @@ import random
 
 import pytest
 
+from gdn_dispatch import list_backends
+
 
 @pytest.fixture
 def reference(run_script):
@@ -94,6 +96,19 @@ def test_bf16_is_no_worse_than_in_tree(serve, model, prompts, reference, name):
         agree = sum(got == best for got, best in positions)
         print(name, side, differences[side], f"greedy as fp32: {agree} of {len(positions)}")
     assert differences["ours"] <= differences["in-tree"]
+
+
+@pytest.mark.parametrize("name", ["qwen3_5", "qwen3_next"])
+def test_the_native_cpu_backend_answers_as_the_torch_backend(serve, model, prompts, name):
+    status = {row.name: row.status for row in list_backends()}
+    if status["cpu"] != "available":
+        pytest.skip(f"gdn-dispatch-cpu is {status['cpu']}")
+    job = plain(model(name), prompts)
+    results = {b: serve(job, GDN_DISPATCH_BACKEND=b) for b in ("cpu", "torch")}
+    for backend, result in results.items():
+        assert f": backend {backend}, " in result["log"]
+        assert total(result, "layer") > 0
+    assert tokens(results["cpu"]) == tokens(results["torch"])
 
 
 # -- the same prompts, scheduled otherwise ---------------------------------------------------------

@@ -1,15 +1,27 @@
-"""The hooks of the CPU backend: what it is, and whether it can run here.
-
-No compute hook: the kernels come with a later version, and until then nothing is declared.
-"""
+"""The hooks of the CPU backend: what it is, whether it can run here, and what runs a call."""
 
 from __future__ import annotations
 
-from gdn_dispatch import BackendInfo, Unavailable, hookimpl
+from typing import TYPE_CHECKING
+
+from gdn_dispatch import Available, BackendInfo, GDNOutput, Unavailable, hookimpl
 from gdn_dispatch_cpu import meta
 from gdn_dispatch_cpu.capability import CAPABILITY
 
-__all__ = ["backend_info", "probe"]
+if TYPE_CHECKING:
+    from gdn_dispatch.plan.layout import TablesRequest
+    from gdn_dispatch.types import GDNRequest, MetaRequest, RuleRequest
+    from gdn_dispatch_cpu.kernels.rows import CpuChunkMeta
+    from gdn_dispatch_cpu.kernels.tables import CompiledTables
+
+__all__ = [
+    "backend_info",
+    "build_chunk_meta",
+    "chunk_tables",
+    "gated_delta_rule",
+    "gdn_attention",
+    "probe",
+]
 
 
 @hookimpl
@@ -25,13 +37,45 @@ def backend_info() -> BackendInfo:
         block_sizes=meta.BLOCK_SIZES,
         conv_block_size=meta.CONV_BLOCK_SIZE,
         block_size_multiple=meta.BLOCK_SIZE_MULTIPLE,
-        summary="native CPU kernels; no kernels yet",
+        summary="native CPU kernels",
     )
 
 
 @hookimpl
-def probe() -> Unavailable:
+def probe() -> Available | Unavailable:
     """See ``gdn_dispatch.hookspecs``."""
     from gdn_dispatch_cpu.probe import probe_machine
 
     return probe_machine()
+
+
+@hookimpl
+def build_chunk_meta(request: MetaRequest) -> CpuChunkMeta:
+    """See ``gdn_dispatch.hookspecs``."""
+    from gdn_dispatch_cpu.kernels import rows
+
+    return rows.build_chunk_meta(request, backend="cpu")
+
+
+@hookimpl
+def chunk_tables(request: TablesRequest) -> CompiledTables:
+    """See ``gdn_dispatch.hookspecs``."""
+    from gdn_dispatch_cpu.kernels.tables import CompiledTables
+
+    return CompiledTables(request)
+
+
+@hookimpl
+def gated_delta_rule(request: RuleRequest) -> GDNOutput:
+    """See ``gdn_dispatch.hookspecs``."""
+    from gdn_dispatch_cpu.kernels import rule
+
+    return rule.gated_delta_rule(request)
+
+
+@hookimpl
+def gdn_attention(request: GDNRequest) -> GDNOutput:
+    """See ``gdn_dispatch.hookspecs``."""
+    from gdn_dispatch_cpu.kernels import layer
+
+    return layer.gdn_attention(request)

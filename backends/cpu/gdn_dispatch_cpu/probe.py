@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from typing import Final
 
 import torch
 
-from gdn_dispatch import Unavailable
+from gdn_dispatch import Available, Unavailable
+from gdn_dispatch_cpu.kernels.library import load_library
 
-__all__ = ["NO_KERNELS", "Facts", "collect", "probe_machine", "reasons"]
-
-NO_KERNELS: Final = "this version has no kernels yet"
+__all__ = ["Facts", "collect", "probe_machine", "reasons"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,23 +23,43 @@ class Facts:
     Attributes:
         machine: Architecture, such as ``x86_64``.
         capability: Widest vector instructions torch uses here, such as ``AVX512``.
+        kernels: Instruction set the kernels will use, such as ``avx512_bf16``, or None.
+        failure: Why there are no kernels, or empty.
     """
 
     machine: str
     capability: str
+    kernels: str | None
+    failure: str
 
 
 def collect() -> Facts:
     """The facts about this machine."""
-    return Facts(platform.machine(), torch.backends.cpu.get_cpu_capability())
+    kernels, failure = None, ""
+    try:
+        kernels = load_library().best_path
+    except OSError as error:
+        failure = str(error)
+    capability = torch.backends.cpu.get_cpu_capability()
+    return Facts(platform.machine(), capability, kernels, failure)
 
 
 def reasons(facts: Facts) -> tuple[str, ...]:
-    """Everything that keeps the backend from running on such a machine: here, one sentence."""
+    """Everything that keeps the backend from running on such a machine."""
+    if facts.kernels is not None:
+        return ()
     here = f"{facts.machine}, {facts.capability}"
-    return (f"{NO_KERNELS}: the built-in torch backend serves this CPU ({here})",)
+    return (
+        f"no compiled kernels ({facts.failure}): the slower torch backend serves this CPU "
+        f"({here}); reinstall gdn-dispatch-cpu where there is a C++17 compiler with OpenMP",
+    )
 
 
-def probe_machine() -> Unavailable:
+def probe_machine() -> Available | Unavailable:
     """The answer of the ``probe`` hook."""
-    return Unavailable("; ".join(reasons(collect())))
+    facts = collect()
+    found = reasons(facts)
+    if found:
+        return Unavailable("; ".join(found))
+    threads = torch.get_num_threads()
+    return Available(f"kernels for {facts.kernels}, {threads} thread{'s' * (threads != 1)}")

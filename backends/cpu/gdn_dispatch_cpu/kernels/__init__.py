@@ -1,1 +1,1 @@
-"""Where the compiled CPU kernels will live; each module opens with its mathematics. None yet."""
+"""The compiled kernels from Python: what is loaded, and calls laid out for its C interface."""

@@ -1,0 +1,123 @@
+#include "schedule.h"
+
+#include <algorithm>
+#include <atomic>
+#include <cstdlib>
+
+namespace gdn {
+namespace {
+
+// One thread's memory, which only grows; freed with the thread.
+class Scratch {
+public:
+    ~Scratch() { std::free(memory_); }
+
+    char *of_size(int64_t size) {
+        if (size > size_) {
+            std::free(memory_);
+            size_ = 0;
+            void *memory = nullptr;
+            if (posix_memalign(&memory, kAlignment, (size_t)size)) memory = nullptr;
+            memory_ = (char *)memory;
+            if (memory_) size_ = size;
+        }
+        return memory_;
+    }
+
+private:
+    char *memory_ = nullptr;
+    int64_t size_ = 0;
+};
+
+thread_local Scratch scratch_of_thread;
+thread_local Scratch taps_of_thread;
+thread_local std::vector<Share> shares_of_thread;
+
+constexpr int64_t kSharesPerThread = 3;
+
+// Shares of the work, the longest first. A key head is cut into column panels only where sequences
+// and key heads alone would leave threads without work: every cut repeats what the panels share.
+void cut(const Kernels &kernels, const Plan &plan, const gdn_problem &p,
+         std::vector<Share> &shares) {
+    const int64_t r = p.num_v_heads / p.num_heads;
+    const int64_t panels = r * ((p.head_dim_v + kernels.panel - 1) / kernels.panel);
+    int64_t tokens = 0;
+    for (const Sequence &s : plan.sequences) tokens += s.length;
+    const int64_t wanted = p.num_threads > 1 ? p.num_threads * kSharesPerThread : 1;
+
+    std::vector<int64_t> order(plan.sequences.size());
+    for (size_t n = 0; n < order.size(); ++n) order[n] = (int64_t)n;
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) {
+        return plan.sequences[(size_t)a].length > plan.sequences[(size_t)b].length;
+    });
+    shares.clear();
+    for (int64_t n : order) {
+        // Of `wanted` shares in all, as many as the sequence has of the tokens.
+        const int64_t length = plan.sequences[(size_t)n].length;
+        int64_t parts = (wanted * length / tokens + p.num_heads - 1) / p.num_heads;
+        parts = std::clamp<int64_t>(parts, 1, panels);
+        for (int64_t h = 0; h < p.num_heads; ++h)
+            for (int64_t i = 0; i < parts; ++i)
+                shares.push_back({n, h, panels * i / parts, panels * (i + 1) / parts});
+    }
+}
+
+}  // namespace
+
+int64_t run(const Kernels &kernels, const Plan &plan, Batch batch) {
+    const gdn_problem &p = *batch.problem;
+    if (plan.sequences.empty()) return GDN_OK;
+    batch.sequences = plan.sequences.data();
+    batch.marks = plan.marks.data();
+    batch.line_marks = plan.line_marks.data();
+    std::vector<Share> &shares = shares_of_thread;
+    cut(kernels, plan, p, shares);
+
+    const bool conv = batch.conv.width != 0;
+    float *taps = nullptr;
+    if (conv) {
+        const int64_t D = 2 * p.num_heads * p.head_dim_k + p.num_v_heads * p.head_dim_v;
+        // Vectors of taps may begin at the last channel.
+        const int64_t count = (batch.conv.width + 1) * D + 2 * kernels.panel;
+        taps = (float *)taps_of_thread.of_size(count * (int64_t)sizeof(float));
+        if (!taps) return GDN_NO_MEMORY;
+        batch.conv.taps = taps;
+    }
+    for (const LineMark &mark : plan.line_marks)
+        batch.most_columns = std::max(batch.most_columns, mark.columns);
+    const int64_t size = kernels.scratch_size(&batch);
+    const int64_t num_shares = (int64_t)shares.size();
+    const Share *first_share = shares.data();
+    const int64_t num_lines = (int64_t)plan.sequences.size() * p.num_heads;
+    std::atomic<bool> no_memory{false};
+
+#pragma omp parallel num_threads((int)std::min(p.num_threads, num_shares)) default(shared)
+    {
+        char *scratch = scratch_of_thread.of_size(size);
+        if (!scratch) no_memory = true;
+        if (conv) {
+#pragma omp for schedule(static)
+            for (int64_t h = 0; h < p.num_heads; ++h) kernels.prepare_taps(&batch, h, taps);
+        } else {
+#pragma omp barrier
+        }
+        // After the barrier all threads agree: either every one has memory, or nothing is written.
+        if (!no_memory) {
+#pragma omp for schedule(dynamic, 1)
+            for (int64_t i = 0; i < num_shares; ++i) {
+                const Share &share = first_share[i];
+                const bool stepwise = batch.sequences[share.sequence].stepwise;
+                (stepwise ? kernels.run_steps : kernels.run_chunks)(&batch, &share, scratch);
+            }
+            // Lines last, when no share reads them any more.
+            if (conv) {
+#pragma omp for schedule(dynamic, 4)
+                for (int64_t i = 0; i < num_lines; ++i)
+                    kernels.save_lines(&batch, i / p.num_heads, i % p.num_heads, scratch);
+            }
+        }
+    }
+    return no_memory ? GDN_NO_MEMORY : GDN_OK;
+}
+
+}  // namespace gdn
