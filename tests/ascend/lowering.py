@@ -44,8 +44,8 @@ class Launch:
         ).hexdigest()
 
     def variant(self):
-        """Constants that matter to a reader, and dtypes of pointers."""
-        names = (f"{k}={v}" for k, v in sorted(self.constants.items()) if k.isupper())
+        """What it is compiled for: constants, and dtypes of the tensors that are given."""
+        names = (f"{k}={v}" for k, v in sorted(self.constants.items()) if v is not None)
         given = (
             f"{k}={v.removeprefix('*')}"
             for k, v in self.signature.items()

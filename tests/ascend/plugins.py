@@ -17,7 +17,7 @@ from gdn_dispatch.selection import dispatch
 
 NAME = "on_cpu"
 SMALL = Tiling(prefill_values=16, step_values=16, conv_tokens=16, conv_channels=32,
-               conv_row_channels=64)  # fmt: skip
+               conv_row_channels=64, conv_strided_channels=32)  # fmt: skip
 """Small blocks, so that small cases have several."""
 
 FEW = Cores(cube=3, vector=5)

@@ -65,8 +65,8 @@ def conv_prefill(
         conv_state.shape[0], slots.pad_slot, D,
         x.stride(0), conv.stride(0), *weight.stride(), *conv_state.stride(),
         slots.write.stride(0), read.stride(0),
-        W=W, TILE=chunks.size, BT=tile, BD=tiling.conv_channels, BR=tiling.conv_row_channels,
-        SILU=activation is not None,
+        W=W, TAPS=_power_of_two(W), TILE=chunks.size, BT=tile, BD=tiling.conv_channels,
+        BR=_row_channels(conv_state, tiling), SILU=activation is not None,
     )  # fmt: skip
 
 
@@ -99,9 +99,8 @@ def conv_update(
         return
     D, W = weight.shape
     read = slots.write if slots.read is None else slots.read
-    conv_update_kernel[
-        grid(rows.num_seqs * triton.cdiv(D, tiling.conv_row_channels), cores.vector)
-    ](
+    channels = _row_channels(conv_state, tiling)
+    conv_update_kernel[grid(rows.num_seqs * triton.cdiv(D, channels), cores.vector)](
         x, conv, weight, bias, conv_state,
         rows.sequences, rows.starts, rows.cu_seqlens,
         slots.write, read, slots.has_initial_state,
@@ -109,5 +108,15 @@ def conv_update(
         rows.num_seqs, conv_state.shape[0], slots.pad_slot, slots.write.shape[-1], D,
         x.stride(0), conv.stride(0), *weight.stride(), *conv_state.stride(),
         slots.write.stride(0), read.stride(0),
-        W=W, BD=tiling.conv_row_channels, SPECULATIVE=speculative, SILU=activation is not None,
+        W=W, TAPS=_power_of_two(W), BD=channels, SPECULATIVE=speculative,
+        SILU=activation is not None,
     )  # fmt: skip
+
+
+def _row_channels(conv_state: torch.Tensor, tiling: Tiling) -> int:
+    along = conv_state.stride(1) == 1
+    return tiling.conv_row_channels if along else tiling.conv_strided_channels
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()

@@ -31,10 +31,44 @@ def _bias_of(bias, first, channels, BD: tl.constexpr):
 
 
 @triton.jit
-def _taps_of(weight, tap, first, channels, stride_d, stride_w, BD: tl.constexpr):
-    d = tl.arange(0, BD)
-    at = weight + tap * stride_w + first * stride_d
-    return tl.load(at + d * stride_d, mask=d < channels, other=0.0).to(tl.float32)
+def _taps_of(weight, first, channels, stride_d, stride_w, W: tl.constexpr, TAPS: tl.constexpr,
+             BD: tl.constexpr):  # fmt: skip
+    """Weights [TAPS, BD], read as they lie and then turned; zero from W on."""
+    tap, d = tl.arange(0, TAPS), tl.arange(0, BD)
+    mask = (d < channels)[:, None] & (tap < W)[None, :]
+    at = weight + first * stride_d + (d[:, None] * stride_d + tap[None, :] * stride_w)
+    return tl.trans(tl.load(at, mask=mask, other=0.0).to(tl.float32))
+
+
+@triton.jit
+def _tap_of(taps, which, TAPS: tl.constexpr):
+    """One row of ``taps``."""
+    tap = tl.arange(0, TAPS).to(tl.float32)
+    return tl.sum(tl.where((tap == which)[:, None], taps, 0.0), axis=0)
+
+
+@triton.jit
+def _first_tokens(
+    x_at, conv_at, history, taps, offset, tokens, channels, known,
+    stride_x, stride_conv, stride_d, stride_l,
+    W: tl.constexpr, TAPS: tl.constexpr, BD: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """A row's first ``tokens``, one after the other: of [history | x], W columns each.
+
+    The history exists for ``known`` channels: all of them or none.
+    """
+    tap, d = tl.arange(0, TAPS), tl.arange(0, BD)
+    for t in range(tokens):
+        missing = tl.maximum(W - 1 - t, 0)  # columns that are history
+        mask = (tap < missing)[:, None] & (d < known)[None, :]
+        at = history + t * stride_l + (tap[:, None] * stride_l + d[None, :] * stride_d)
+        old = tl.load(at, mask=mask, other=0.0).to(tl.float32)
+        mask = ((tap >= missing) & (tap < W))[:, None] & (d < channels)[None, :]
+        at = x_at + tl.cast(t - (W - 1), tl.int64) * stride_x
+        new = tl.load(at + (tap[:, None] * stride_x + d[None, :]), mask=mask, other=0.0)
+        total = tl.sum((old + new.to(tl.float32)) * taps, axis=0) + offset
+        result = _activate(total, SILU).to(conv_at.dtype.element_ty)
+        tl.store(conv_at + tl.cast(t, tl.int64) * stride_conv + d, result, mask=d < channels)
 
 
 @triton.jit
@@ -42,7 +76,8 @@ def _tiles(
     x, conv, weight, bias, indices, nonempty, starts, cu_seqlens, sequences, write_slots,
     num_tiles, pool_size, pad_slot, D, stride_x, stride_conv, stride_weight_d, stride_weight_w,
     stride_write,
-    W: tl.constexpr, TILE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, SILU: tl.constexpr,
+    W: tl.constexpr, TAPS: tl.constexpr, TILE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     """Tokens that have W-1 others of their row before them."""
     blocks = (D + BD - 1) // BD
@@ -68,11 +103,11 @@ def _tiles(
         mask = ((t >= from_) & (t < until))[:, None] & (d < channels)[None, :]
         token = start + piece * BT
         total = tl.zeros([BT, BD], tl.float32) + _bias_of(bias, first, channels, BD)[None, :]
+        taps = _taps_of(weight, first, channels, stride_weight_d, stride_weight_w, W, TAPS, BD)
         for tap in tl.static_range(W):
             at = x + (token + (tap - (W - 1))) * stride_x + first
             value = tl.load(at + (t[:, None] * stride_x + d[None, :]), mask=mask, other=0.0)
-            taps = _taps_of(weight, tap, first, channels, stride_weight_d, stride_weight_w, BD)
-            total = total + value.to(tl.float32) * taps[None, :]
+            total = total + value.to(tl.float32) * _tap_of(taps, tap, TAPS)[None, :]
         result = _activate(total, SILU).to(conv.dtype.element_ty)
         at = conv + token * stride_conv + first
         tl.store(at + (t[:, None] * stride_conv + d[None, :]), result, mask=mask)
@@ -106,8 +141,8 @@ def conv_prefill_kernel(
     num_tiles, num_rows, num_checkpoints, pool_size, pad_slot, D,
     stride_x, stride_conv, stride_weight_d, stride_weight_w,
     stride_slot, stride_d, stride_l, stride_write, stride_read,
-    W: tl.constexpr, TILE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr, BR: tl.constexpr,
-    SILU: tl.constexpr,
+    W: tl.constexpr, TAPS: tl.constexpr, TILE: tl.constexpr, BT: tl.constexpr, BD: tl.constexpr,
+    BR: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """Tiles of tokens; then the heads and histories of rows; then histories at checkpoints.
 
@@ -117,7 +152,7 @@ def conv_prefill_kernel(
         x, conv, weight, bias, indices, nonempty, starts, cu_seqlens, sequences, write_slots,
         num_tiles, pool_size, pad_slot, D,
         stride_x, stride_conv, stride_weight_d, stride_weight_w, stride_write,
-        W, TILE, BT, BD, SILU,
+        W, TAPS, TILE, BT, BD, SILU,
     )  # fmt: skip
     core = tl.program_id(0)
     d = tl.arange(0, BR)
@@ -140,23 +175,13 @@ def conv_prefill_kernel(
         lane = tl.cast(first, tl.int64) * stride_d
         history = state + read * stride_slot + lane
         line = state + write * stride_slot + lane
-        offset = _bias_of(bias, first, channels, BR)
-        for token in tl.static_range(W - 1):
-            wanted = tl.where(live & (token < length), channels, 0)
-            total = offset
-            for tap in tl.static_range(W):
-                taps = _taps_of(weight, tap, first, channels, stride_weight_d, stride_weight_w, BR)
-                if token + tap < W - 1:
-                    at = history + (token + tap) * stride_l
-                    old = tl.load(at + d * stride_d, mask=d < tl.minimum(known, wanted), other=0.0)
-                    value = old.to(tl.float32)
-                else:
-                    at = x + (start + (token + tap - (W - 1))) * stride_x + first
-                    value = tl.load(at + d, mask=d < wanted, other=0.0).to(tl.float32)
-                total = total + value * taps
-            result = _activate(total, SILU).to(conv.dtype.element_ty)
-            at = conv + (start + token) * stride_conv + first
-            tl.store(at + d, result, mask=d < wanted)
+        _first_tokens(
+            x + start * stride_x + first, conv + start * stride_conv + first, history,
+            _taps_of(weight, first, channels, stride_weight_d, stride_weight_w, W, TAPS, BR),
+            _bias_of(bias, first, channels, BR),
+            tl.where(live, tl.minimum(length, W - 1), 0), channels, known,
+            stride_x, stride_conv, stride_d, stride_l, W, TAPS, BR, SILU,
+        )  # fmt: skip
         # what a row shorter than the window keeps of its history moves to the front, in order: a
         # column is never written before it is read
         for column in tl.static_range(W - 1):
@@ -204,7 +229,8 @@ def conv_update_kernel(
     num_rows, pool_size, pad_slot, num_columns, D,
     stride_x, stride_conv, stride_weight_d, stride_weight_w,
     stride_slot, stride_d, stride_l, stride_write, stride_read,
-    W: tl.constexpr, BD: tl.constexpr, SPECULATIVE: tl.constexpr, SILU: tl.constexpr,
+    W: tl.constexpr, TAPS: tl.constexpr, BD: tl.constexpr, SPECULATIVE: tl.constexpr,
+    SILU: tl.constexpr,
 ):  # fmt: skip
     """One row of one token, or of a few draft tokens, for a block of channels.
 
@@ -238,22 +264,12 @@ def conv_update_kernel(
         lane = tl.cast(first, tl.int64) * stride_d
         history = state + read * stride_slot + begin * stride_l + lane
         line = state + write * stride_slot + lane
-        offset = _bias_of(bias, first, channels, BD)
-
-        for t in range(tl.where(live, length, 0)):
-            total = offset
-            for tap in tl.static_range(W):
-                column = t + tap  # of [history | x]
-                taps = _taps_of(weight, tap, first, channels, stride_weight_d, stride_weight_w, BD)
-                at = history + column * stride_l
-                bound = tl.where(column < W - 1, known, 0)
-                old = tl.load(at + d * stride_d, mask=d < bound, other=0.0).to(tl.float32)
-                at = x + (start + (column - (W - 1))) * stride_x + first
-                bound = tl.where(column < W - 1, 0, channels)
-                new = tl.load(at + d, mask=d < bound, other=0.0).to(tl.float32)
-                total = total + (old + new) * taps
-            result = _activate(total, SILU).to(conv.dtype.element_ty)
-            tl.store(conv + (start + t) * stride_conv + first + d, result, mask=d < channels)
+        _first_tokens(
+            x + start * stride_x + first, conv + start * stride_conv + first, history,
+            _taps_of(weight, first, channels, stride_weight_d, stride_weight_w, W, TAPS, BD),
+            _bias_of(bias, first, channels, BD), tl.where(live, length, 0), channels, known,
+            stride_x, stride_conv, stride_d, stride_l, W, TAPS, BD, SILU,
+        )  # fmt: skip
 
         # columns 1 .. W-2 of the history become columns 0 .. W-3 of the line, in order: where both
         # are one line, a column is never written before it is read

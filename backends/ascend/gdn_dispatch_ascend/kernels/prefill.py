@@ -152,10 +152,10 @@ def chunk_rule(
         None if slots is None else slots.checkpoint_slots,
         rows.num_seqs, chunks.count, 0 if checkpoints is None else checkpoints.shape[0],
         -1 if slots is None else slots.pad_slot,
-        0 if initial is None else initial.shape[0], 0 if final is None else final.shape[0], HV,
+        0 if initial is None else initial.shape[0], 0 if final is None else final.shape[0], H, HV,
         *q.stride()[:2], *k.stride()[:2], *v.stride()[:2],
         0 if write is None else write.stride(0), 0 if read is None else read.stride(0),
         *from_strides, *to_strides,
-        GROUP=HV // H, K=K, V=V, BK=padded(K), BV=block, BT=CHUNK_SIZE,
+        K=K, V=V, BK=padded(K), BV=block, BT=CHUNK_SIZE,
         INITIAL_KEYS_LAST=from_strides[3] == 1, FINAL_KEYS_LAST=to_strides[3] == 1,
     )  # fmt: skip

@@ -132,18 +132,18 @@ def prepare_kernel(
         keys = tl.load(k_at + (t[:, None] * k_token + dims[None, :]), mask=mask, other=0.0)
         queries = tl.load(q_at + (t[:, None] * q_token + dims[None, :]), mask=mask, other=0.0)
 
-        wide = keys.to(tl.float32)
         q_factor = tl.full([BT], 0.0, tl.float32) + scale
         k_factor = tl.full([BT], 1.0, tl.float32)
         if L2NORM:
-            wide_queries = queries.to(tl.float32)
-            q_factor = scale * tl.rsqrt(tl.sum(wide_queries * wide_queries, axis=1) + 1e-6)
-            k_factor = tl.rsqrt(tl.sum(wide * wide, axis=1) + 1e-6)
-        # a product may overwrite its left operand: the keys are the right one of both
-        left = (wide + 0.0).to(keys.dtype)
-        keys_t = tl.trans(keys)
-        qk = tl.dot(queries, keys_t, input_precision="ieee")
-        kk = tl.dot(left, keys_t, input_precision="ieee")
+            wide = queries.to(tl.float32)
+            q_factor = scale * tl.rsqrt(tl.sum(wide * wide, axis=1) + 1e-6)
+        # a product may overwrite its left operand, so each is taken for the last time
+        qk = tl.dot(queries, tl.trans(keys), input_precision="ieee")
+        kk = tl.dot(keys, tl.trans(keys), input_precision="ieee")
+        if L2NORM:
+            # the squares are on the diagonal, and the keys never leave the cube
+            squares = tl.sum(tl.where(place[:, None] == place[None, :], kk, 0.0), axis=1)
+            k_factor = tl.rsqrt(squares + 1e-6)
         kk = kk * k_factor[:, None] * k_factor[None, :]
         qk = qk * q_factor[:, None] * k_factor[None, :]
 

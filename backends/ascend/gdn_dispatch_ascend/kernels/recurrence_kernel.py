@@ -58,7 +58,7 @@ def next_checkpoint(checkpoint_sequences, checkpoint_offsets, which, number, num
 
 
 @triton.jit(do_not_specialize=[
-    "num_rows", "chunks", "num_checkpoints", "pad_slot", "initial_slots", "final_slots", "HV",
+    "num_rows", "chunks", "num_checkpoints", "pad_slot", "initial_slots", "final_slots", "HV", "H",
     "q_token", "q_head", "k_token", "k_head", "v_token", "v_head", "write_stride", "read_stride",
     "initial_slot", "initial_head", "final_slot", "final_head",
 ])  # fmt: skip
@@ -67,11 +67,11 @@ def recurrence_kernel(
     sequences, starts, cu_seqlens, chunk_offsets,
     write, read, has_initial_state,
     checkpoint_sequences, checkpoint_offsets, checkpoint_slots,
-    num_rows, chunks, num_checkpoints, pad_slot, initial_slots, final_slots, HV,
+    num_rows, chunks, num_checkpoints, pad_slot, initial_slots, final_slots, H, HV,
     q_token, q_head, k_token, k_head, v_token, v_head, write_stride, read_stride,
     initial_slot, initial_head, initial_v, initial_k,
     final_slot, final_head, final_v, final_k,
-    GROUP: tl.constexpr, K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
+    K: tl.constexpr, V: tl.constexpr, BK: tl.constexpr, BV: tl.constexpr,
     BT: tl.constexpr, INITIAL_KEYS_LAST: tl.constexpr, FINAL_KEYS_LAST: tl.constexpr,
 ):  # fmt: skip
     """BV values of one value head of one row, chunk after chunk.
@@ -127,7 +127,7 @@ def recurrence_kernel(
                 checkpoint_sequences, checkpoint_offsets, which, number, num_checkpoints
             )
 
-        key_head = head // GROUP
+        key_head = head // (HV // H)
         q_at = q + start * q_token + key_head * q_head
         k_at = k + start * k_token + key_head * k_head
         v_at = v + start * v_token + head * v_head + block * BV

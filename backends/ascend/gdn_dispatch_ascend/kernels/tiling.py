@@ -41,13 +41,15 @@ class Tiling:
         step_values: Values of the state in a task of the recurrence token by token.
         conv_tokens, conv_channels: Tokens and channels of a tile of the convolution.
         conv_row_channels: Channels of a task that goes token by token.
+        conv_strided_channels: The same, for a pool whose channels do not run along memory.
     """
 
     prefill_values: int = 64
     step_values: int = 32
-    conv_tokens: int = 32
+    conv_tokens: int = 16
     conv_channels: int = 256
-    conv_row_channels: int = 1024
+    conv_row_channels: int = 512
+    conv_strided_channels: int = 128
 
 
 DEFAULT: Final = Tiling()
