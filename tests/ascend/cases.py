@@ -83,6 +83,25 @@ def layer(spec, backend):
     )  # fmt: skip
 
 
+def engine(slot_dtype, backend):
+    """A step of all kinds of rows whose slots an engine holds, with others to read from."""
+    H, HV, K, S = 4, 8, 128, 3
+    D = 2 * H * K + HV * K
+    slots = torch.full((3, S), -1, dtype=slot_dtype)
+    meta = gdn_dispatch.build_chunk_meta(
+        gdn_dispatch.plan_batch([0, 70, 71, 74], speculative=[False, False, True]), "cpu",
+        state_indices=slots, initial_state_indices=slots, num_v_heads=HV,
+        has_initial_state=torch.ones(3, dtype=torch.bool),
+        num_accepted_tokens=torch.ones(3, dtype=slot_dtype), backend=backend,
+    )  # fmt: skip
+    gdn_dispatch.gdn_attention(
+        torch.zeros(74, D, dtype=BF16), *torch.zeros(2, 74, HV, dtype=BF16), meta=meta,
+        conv_state=torch.zeros(1, 5, D, dtype=BF16).transpose(1, 2),
+        ssm_state=torch.zeros(1, HV, K, K), conv_weight=torch.zeros(D, 4, dtype=BF16),
+        A_log=torch.zeros(HV), dt_bias=torch.zeros(HV), state_v_first=True, backend=backend,
+    )  # fmt: skip
+
+
 def rules(dtypes, backend):
     """The recurrence alone, as transformers and FLA's callers ask for it."""
     for dtype in dtypes:
@@ -119,6 +138,8 @@ def launches(everything=False):
     with plugins.registered(plugin) as backend, lowering.recorded() as made:
         for spec in specs:
             layer(spec, backend)
+        for slot_dtype in (torch.int32, torch.int64) if everything else (torch.int32,):
+            engine(slot_dtype, backend)
         rules((BF16, FP16, FP32) if everything else (BF16,), backend)
         tables()
     return list({launch.key: launch for launch in reversed(made)}.values())[::-1], made

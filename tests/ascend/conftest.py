@@ -24,7 +24,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 collect_ignore_glob = []
 if not FOUND or INTERPRETED:
-    collect_ignore_glob += ["test_lowering.py", "test_memory.py"]
+    collect_ignore_glob += ["test_lowering.py", "test_memory*.py"]
 if not INTERPRETED or found is None:
     collect_ignore_glob += ["test_interpreted_*.py"]
 

@@ -74,7 +74,7 @@ def lower(launch):
         module = stages["ttir"](module, metadata)
         return stages["ttadapter"](module, metadata)
     except subprocess.CalledProcessError as error:
-        raise NotLowered(f"{launch.kernel}: {error.stderr.decode()[-3000:]}") from error
+        raise NotLowered(f"{launch.kernel}: {_cause(error.stderr.decode())}") from error
     except triton.CompilationError as error:
         raise NotLowered(f"{launch.kernel}: {error}") from error
 
@@ -131,3 +131,9 @@ def recorded():
         yield launches
     finally:
         JITFunction.cache_hook = before
+
+
+def _cause(stderr):
+    """The lines that say why, without the addresses of a crash."""
+    lines = [line for line in stderr.splitlines() if not re.match(r"\s*#\d+ 0x", line)]
+    return "\n".join(lines)[:2000]

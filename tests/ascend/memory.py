@@ -74,15 +74,24 @@ def summary(result):
 
 
 def main():
-    """Write both files."""
+    """Write both files; 1 where a kernel is refused."""
     launches, _ = cases.launches(everything=True)
+    rows, refused = [], 0
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        rows = list(pool.map(row, launches))
+        for launch, done in [(launch, pool.submit(row, launch)) for launch in launches]:
+            try:
+                rows.append(done.result())
+            except (lowering.NotLowered, planning.NotPlanned) as error:
+                print(f"{launch.kernel} {launch.variant()}: {error}", flush=True)
+                refused += 1
+    if refused:
+        return 1
     rows.sort(key=lambda found: (found["kernel"], found["variant"]))
     result = {"tools": TOOLS, "capacity": planning.CAPACITY, "kernels": rows}
     TABLE.write_text(json.dumps(result, indent=1) + "\n")
     SUMMARY.write_text(summary(result))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

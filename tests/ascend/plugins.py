@@ -53,9 +53,9 @@ class Plugin:
         return calls.gated_delta_rule(request, self.cores, self.tiling)
 
 
-def interpreted():
+def interpreted(tiling=SMALL):
     """For the interpreter, whose products of bf16 are garbage."""
-    return Plugin(FEW, SMALL, dtypes=("float32", "float16"))
+    return Plugin(FEW, tiling, dtypes=("float32", "float16"))
 
 
 @contextlib.contextmanager

@@ -1,7 +1,7 @@
 """Every kernel lowers, fits an Ascend910B3, and takes what the committed table says.
 
 ``memory.py`` writes the table. Kernels of dtypes, pools and layer options beyond those served by
-default are marked ``surplus``: they take longer than CI has, and run in ``nox -s ascend``.
+default are in ``test_memory_of_everything.py``: they take longer than CI has.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from gdn_dispatch_ascend.kernels.steps import recurrent_rule
 from gdn_dispatch_ascend.kernels.tiling import Tiling
 from plugins import OF_910B3
 
-SERVED, _ = cases.launches()
-EVERYTHING, MADE = cases.launches(everything=True)
-SURPLUS = [launch for launch in EVERYTHING if launch.key not in {one.key for one in SERVED}]
+SERVED, MADE = cases.launches()
 needs_compiler = pytest.mark.skipif(
     planning.compiler() is None,
     reason="bishengir-compile is not installed: pip install --no-deps --require-hashes "
@@ -45,19 +43,6 @@ def check(launch):
 @pytest.mark.parametrize("launch", SERVED, ids=names(SERVED))
 def test_kernels_that_are_served(launch):
     check(launch)
-
-
-@needs_compiler
-@pytest.mark.surplus
-@pytest.mark.parametrize("launch", SURPLUS, ids=names(SURPLUS))
-def test_all_other_kernels(launch):
-    check(launch)
-
-
-def test_the_table_has_these_kernels_and_no_others():
-    ours = {(launch.kernel, launch.variant()) for launch in EVERYTHING}
-    assert set(memory.committed()) == ours
-    assert len(ours) == len(EVERYTHING)
 
 
 def test_the_summary_is_that_of_the_table():

@@ -57,16 +57,18 @@ def _first_tokens(
 
     The history exists for ``known`` channels: all of them or none.
     """
-    tap, d = tl.arange(0, TAPS), tl.arange(0, BD)
+    d = tl.arange(0, BD)
     for t in range(tokens):
+        total = offset
         missing = tl.maximum(W - 1 - t, 0)  # columns that are history
-        mask = (tap < missing)[:, None] & (d < known)[None, :]
-        at = history + t * stride_l + (tap[:, None] * stride_l + d[None, :] * stride_d)
-        old = tl.load(at, mask=mask, other=0.0).to(tl.float32)
-        mask = ((tap >= missing) & (tap < W))[:, None] & (d < channels)[None, :]
-        at = x_at + tl.cast(t - (W - 1), tl.int64) * stride_x
-        new = tl.load(at + (tap[:, None] * stride_x + d[None, :]), mask=mask, other=0.0)
-        total = tl.sum((old + new.to(tl.float32)) * taps, axis=0) + offset
+        for tap in range(tl.minimum(missing, W)):
+            at = history + (t + tap) * stride_l
+            old = tl.load(at + d * stride_d, mask=d < known, other=0.0).to(tl.float32)
+            total = total + old * _tap_of(taps, tap, TAPS)
+        for tap in range(missing, W):
+            at = x_at + tl.cast(t + tap - (W - 1), tl.int64) * stride_x
+            new = tl.load(at + d, mask=d < channels, other=0.0).to(tl.float32)
+            total = total + new * _tap_of(taps, tap, TAPS)
         result = _activate(total, SILU).to(conv_at.dtype.element_ty)
         tl.store(conv_at + tl.cast(t, tl.int64) * stride_conv + d, result, mask=d < channels)
 
@@ -97,14 +99,14 @@ def _tiles(
         slot = live_slot(write_slots, index, 0, stride_write, 0, pad_slot, pool_size)
         live = (number >= 0) & (slot >= 0)
         begin = tl.load(indices + 2 * tile + 1) * TILE + piece * BT
-        from_ = tl.maximum(W - 1 - begin, 0)
-        until = tl.where(live, tokens - piece * BT, 0)
+        skipped = tl.maximum(W - 1 - begin, 0)
+        until = tl.where(live, tl.minimum(tokens - piece * BT, BT), 0)
         channels = D - first
-        mask = ((t >= from_) & (t < until))[:, None] & (d < channels)[None, :]
-        token = start + piece * BT
+        mask = (t < until - skipped)[:, None] & (d < channels)[None, :]
+        token = start + piece * BT + skipped
         total = tl.zeros([BT, BD], tl.float32) + _bias_of(bias, first, channels, BD)[None, :]
         taps = _taps_of(weight, first, channels, stride_weight_d, stride_weight_w, W, TAPS, BD)
-        for tap in tl.static_range(W):
+        for tap in range(W):
             at = x + (token + (tap - (W - 1))) * stride_x + first
             value = tl.load(at + (t[:, None] * stride_x + d[None, :]), mask=mask, other=0.0)
             total = total + value.to(tl.float32) * _tap_of(taps, tap, TAPS)[None, :]
@@ -122,7 +124,7 @@ def _keep_inputs(
     """Write the W-1 inputs before ``token`` to columns of a slot, but for the first ``missing``."""
     d = tl.arange(0, BD)
     line = state + slot * stride_slot + tl.cast(first, tl.int64) * stride_d
-    for column in tl.static_range(W - 1):
+    for column in range(W - 1):
         wanted = tl.where(live & (column >= missing), channels, 0)
         at = x + (token + (column - (W - 1))) * stride_x + first
         value = tl.load(at + d, mask=d < wanted, other=0.0)
@@ -184,7 +186,7 @@ def conv_prefill_kernel(
         )  # fmt: skip
         # what a row shorter than the window keeps of its history moves to the front, in order: a
         # column is never written before it is read
-        for column in tl.static_range(W - 1):
+        for column in range(W - 1):
             moved = column + length
             keeps = live & (moved < W - 1)
             bound = tl.where(keeps, known, 0)
@@ -273,7 +275,7 @@ def conv_update_kernel(
 
         # columns 1 .. W-2 of the history become columns 0 .. W-3 of the line, in order: where both
         # are one line, a column is never written before it is read
-        for column in tl.static_range(W - 2):
+        for column in range(W - 2):
             at = history + (column + 1) * stride_l
             old = tl.load(at + d * stride_d, mask=d < known, other=0.0)
             bound = tl.where(live, channels, 0)

@@ -8,9 +8,7 @@ from gdn_dispatch_ascend.kernels.solve_kernel import unit_lower_inverse
 
 
 @triton.jit
-def chunk_of(
-    indices, nonempty, starts, cu_seqlens, chunk, BT: tl.constexpr
-):  # fmt: skip
+def chunk_of(indices, nonempty, starts, cu_seqlens, chunk, BT: tl.constexpr):
     """First token (int64) and number of tokens of a chunk; 0 tokens where there is no such chunk.
 
     Without a branch: what is not there is looked up as if it were the first.
@@ -25,7 +23,7 @@ def chunk_of(
 
 @triton.jit(do_not_specialize=[
     "chunks", "HV", "g_token", "beta_token",
-])  # fmt: skip
+], do_not_specialize_on_alignment=["g", "beta"])  # fmt: skip
 def gates_kernel(
     g, beta, A_log, dt_bias,
     gates,  # [HV, chunks, 3, BT] fp32

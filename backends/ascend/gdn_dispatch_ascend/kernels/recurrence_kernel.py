@@ -1,4 +1,4 @@
-"""The recurrence over chunks and its output, the state held from a row's first chunk to its last."""
+"""The recurrence over chunks and its output; the state is held from a row's first to its last."""
 
 import triton
 import triton.language as tl

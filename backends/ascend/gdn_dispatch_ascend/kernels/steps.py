@@ -12,7 +12,7 @@ from gdn_dispatch_ascend.kernels.tiling import DEFAULT, grid, padded
 if TYPE_CHECKING:
     import torch
 
-    from gdn_dispatch.triton_kernels.rows import Rows, Slots
+    from gdn_dispatch.triton_kernels.rows import Rows
     from gdn_dispatch_ascend.kernels.prefill import Inputs, States
     from gdn_dispatch_ascend.kernels.tiling import Cores, Tiling
 

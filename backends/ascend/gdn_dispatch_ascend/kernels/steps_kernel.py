@@ -76,7 +76,7 @@ def _tile(stride_v, stride_k, values, keys, BV: tl.constexpr, BK: tl.constexpr,
     "stride_a", "stride_b", "stride_out", "stride_out_head",
     "stride_initial", "stride_initial_head", "stride_final", "stride_final_head",
     "stride_write", "stride_write_column", "stride_read", "stride_read_column",
-])  # fmt: skip
+], do_not_specialize_on_alignment=["a", "b"])  # fmt: skip
 def recurrent_kernel(
     q, k, v, a, b, A_log, dt_bias, out, initial, final,
     sequences, starts, cu_seqlens,
