@@ -1,13 +1,14 @@
-# make demo | test | lint | types | parity | triton | mutants | packaging | matrix | bench
+# make demo | test | lint | types | parity | triton | ascend | mutants | packaging | matrix | bench
 # Everything runs in .venv, made here from pinned versions; nothing else needs to be installed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 TRITON := .venv-triton/bin
+ASCEND := .venv-ascend/bin
 PEER_PACKAGES := fla-core==0.6.0 vllm==0.33.0
 
-.PHONY: demo test lint types check parity triton mutants packaging matrix bench bench-metadata clean
+.PHONY: demo test lint types check parity triton ascend mutants packaging matrix bench bench-metadata clean
 
 demo: .venv/installed
 	$(BIN)/gdn-dispatch demo
@@ -34,6 +35,15 @@ triton: .venv-triton/installed
 	TRITON_INTERPRET=1 $(TRITON)/python -m pytest -n 2 tests/triton \
 		--ignore tests/triton/test_conformance.py
 	$(TRITON)/python -m pytest -n 2 tests/triton_compile
+
+# The Ascend kernels, without an NPU: what no compiler says of them, lowered by triton-ascend, planned
+# by BiShengIR, and their numbers in the interpreter. What takes longer than CI has is in
+# nox -s ascend-kernels: the whole conformance kit, and all dtypes, pools and options of a layer.
+ascend: .venv-ascend/installed
+	$(ASCEND)/python -m pytest -n 2 tests/ascend \
+		--ignore tests/ascend/test_memory_of_everything.py
+	TRITON_INTERPRET=1 $(ASCEND)/python -m pytest -n 2 tests/ascend \
+		--ignore tests/ascend/test_interpreted_conformance.py
 
 # Broken copies of the torch backend, each of which the conformance kit has to find.
 mutants: .venv/installed
@@ -77,5 +87,14 @@ bench-metadata: .venv-peers/installed
 	$(TRITON)/pip install --quiet --disable-pip-version-check --no-deps -e . -e backends/cuda
 	touch $@
 
+# Without the compiler its tests are skipped and say so; everything else runs.
+.venv-ascend/installed: pyproject.toml tests/ascend/requirements.txt tests/ascend/bishengir.txt
+	$(PYTHON) -m venv .venv-ascend
+	$(ASCEND)/pip install --quiet --disable-pip-version-check -r tests/ascend/requirements.txt
+	-$(ASCEND)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r tests/ascend/bishengir.txt
+	$(ASCEND)/pip install --quiet --disable-pip-version-check --no-deps -e . -e backends/ascend
+	touch $@
+
 clean:
-	rm -rf .venv .venv-peers .venv-triton .venv-nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-peers .venv-triton .venv-ascend .venv-nox .pytest_cache .mypy_cache .ruff_cache .hypothesis
