@@ -5,8 +5,8 @@ room for as many chunks as the sequences could have together, and nothing is rea
 comes from Triton kernels, or, where Triton is missing, everything from tensor operations; the two
 are equal, and equal to the host mode's, element for element.
 
-A pool is allocated once, for the largest step. Its tensors keep their addresses, so a captured graph
-may read them, and the next step is written over them: in the order of the stream, as any kernel.
+A pool is allocated once, for the largest step. Its tensors keep their addresses, so that a captured
+graph may read them. The next step is written over them, in the order of the stream.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class DeviceTablePool:
 
         Args:
             cu_seqlens: ``[n+1]`` int32 or int64 on the pool's device, contiguous; starts at 0,
-                non-decreasing, at most ``max_tokens``: values nobody can check without reading them.
+                non-decreasing, at most ``max_tokens``. Nobody checks: that would be a read.
 
         Raises:
             InvalidArgumentError: ``cu_seqlens`` is not such a tensor, or too long.

@@ -1,15 +1,17 @@
 """Ascend's tables out of lengths that only the device knows, as Triton kernels for an NPU.
 
-``scan_kernel`` is one program: a pass over the sequences, which leaves for every one how many chunks
-and how many sequences with tokens come before it. ``fill_kernel`` is a program a core, and each
-takes every so-manieth sequence: all it writes for it lies in one run, so nothing is looked up and
-nothing is scattered. Rows [q, i] are stored as one [BLOCK, 2] tile: triton-ascend 3.2.0 crashes on
-two interleaved masked stores. Vectors are int32 throughout; an int64 is cast as it is loaded.
+``scan_kernel`` is one program: a pass over the sequences, which leaves for each how many chunks and
+how many sequences with tokens come before it. ``fill_kernel`` is a program a core, which takes one
+sequence in so many: what it writes for it lies in one run, so nothing is looked up or scattered.
+Rows [q, i] are stored as one [BLOCK, 2] tile: triton-ascend 3.2.0 crashes on two interleaved masked
+stores. Vectors are int32 throughout; an int64 is cast as it is loaded.
 
 Masked loads give 0, so that what lies past the last sequence has no tokens. A chunk count is
 ``len // C`` and one more for a rest: ``len + C - 1`` could leave int32.
 """
 
+# mypy: allow-untyped-defs, allow-untyped-calls, allow-untyped-decorators, allow-incomplete-defs
+# mypy: no-check-untyped-defs
 import triton
 import triton.language as tl
 

@@ -7,7 +7,7 @@ device alone knows is missing here, and asking for it is an error that names it.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -156,13 +156,16 @@ def host_group(meta: ChunkMeta, kind: str) -> HostGroup:
 
 
 def _initial_state_mode(meta: ChunkMeta, group: HostGroup) -> Ints:
-    if meta.has_initial_state is not None:
-        has: BoolArray = _known("has_initial_state", meta.plan.has_initial_state)
-        return _ints(has[group.sequences].astype(np.int32))
-    return (1,) * group.num_seqs
+    if meta.has_initial_state is None:
+        return (1,) * group.num_seqs
+    has = _known("has_initial_state", meta.plan.has_initial_state)
+    return _ints(has[group.sequences].astype(np.int32))
 
 
-def _known(field: str, values: Int32Array | BoolArray | None) -> Int32Array | BoolArray:
+ArrayT = TypeVar("ArrayT", "Int32Array", "BoolArray")
+
+
+def _known(field: str, values: ArrayT | None) -> ArrayT:
     if values is None:
         raise MetadataError(
             field, "nothing on the host", "host values, which host arguments are made of",

@@ -2,8 +2,8 @@
 
 The host mode: everything the plan determines is prebuilt into one pinned buffer and goes to the
 device in one asynchronous copy (``gdn_dispatch.staging``); what an engine holds on the device
-already is used from there. What follows from both on the device (``arguments``) is computed by a few
-tensor operations when the metadata is built, never later. ``device_tables`` is the other mode.
+already is used from there. What follows from both there (``arguments``) is computed by a few tensor
+operations when the metadata is built, never later. ``device_tables`` is the other mode.
 """
 
 from __future__ import annotations

@@ -15,8 +15,8 @@ cu_seqlens_kern                 cu_seqlens without empty sequences       [m+1]
 keep_meta                       len_s > 0, bool                          [n]
 ==============================  =======================================  ================
 
-with Cc = ``cumsum_block_size(HV)``. q indexes ``cu_seqlens_kern``, not ``cu_seqlens``: with an empty
-sequence in the middle these are not the same. Offsets and ``final_chunk_indices`` count all n
+with Cc = ``cumsum_block_size(HV)``. q indexes ``cu_seqlens_kern``; ``cu_seqlens`` is another thing
+where an empty sequence lies in the middle. Offsets and ``final_chunk_indices`` count all n
 sequences; m of them have tokens.
 """
 

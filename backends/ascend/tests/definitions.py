@@ -82,7 +82,9 @@ def check_tables(found, lengths, num_v_heads, *, padded=False):
     for name, values in tables(lengths, num_v_heads).items():
         tensor = getattr(found, name)
         if not padded:
-            shape = (len(values), 2) if "indices" in name and "final" not in name else (len(values),)
+            shape = (
+                (len(values), 2) if "indices" in name and "final" not in name else (len(values),)
+            )
             assert tuple(tensor.shape) == shape, name
             assert tensor.tolist() == values, name
         elif name == "cu_seqlens_kern":
