@@ -3,8 +3,8 @@
 ``npu_chunk_gated_delta_rule`` for the chunk rule, ``npu_recurrent_gated_delta_rule`` token by
 token. Both take packed tokens, natural-log decay in fp32, states ``[N, HV, V, K]``, and everything
 else in bf16; the docstrings of torch_npu 2.13.0 say so, and what they do not take is refused before
-they see it. **Neither has been run here: there was no NPU.** The adapters were tested with operators
-of the documented schema that compute on a CPU.
+they see it. **Neither has run here: there was no NPU.** The adapters were tested with stand-ins of
+the documented schema, which compute on a CPU.
 
 Copies and casts made here:
 
