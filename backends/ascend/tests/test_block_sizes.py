@@ -13,7 +13,7 @@ from gdn_dispatch.errors import InvalidArgumentError
 from gdn_dispatch.plan.block_ascend import vllm_ascend_block_size
 from gdn_dispatch.plan.block_sizes import AttentionShape, StateShape
 
-# H, HV, key-value heads, state: as in Qwen3-Next and the sizes of Qwen3.5, K = V = 128, heads of 256
+# H, HV, key-value heads, state: as in Qwen3-Next and the sizes of Qwen3.5; K = V = 128
 FAMILY = [
     (16, 32, 2, "bfloat16"),
     (16, 32, 4, "float32"),
