@@ -10,11 +10,13 @@ import torch
 from gdn_dispatch_ascend.device_tables import DeviceTablePool, available_mode
 from gdn_dispatch_ascend.meta import build_chunk_meta, spec_for
 from gdn_dispatch_ascend.tables import cumsum_block_size
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from backends.ascend.tests import definitions
 from gdn_dispatch import plan_batch
 from gdn_dispatch.errors import BackendUnavailableError, InvalidArgumentError, MetadataError
 from gdn_dispatch.meta import MetaSpec, build
+from gdn_dispatch.testing.host_reads import record_host_reads
 from gdn_dispatch.types import MetaRequest
 
 CPU = torch.device("cpu")
@@ -145,6 +147,21 @@ def test_device_tables_of_random_batches(mode):
         pool = (small if sum(lengths) <= 4097 else pools)[heads]
         cu = on_device(lengths, rng.choice([torch.int32, torch.int64]))
         definitions.check_tables(pool.fill(cu), lengths, heads, padded=True)
+
+
+def test_no_size_depends_on_a_value_and_nothing_is_read_back():
+    """Fake tensors have no values: an operation that wanted one would raise."""
+    with FakeTensorMode():
+        pool = DeviceTablePool(
+            max_seqs=9, max_tokens=900, num_v_heads=8, device="cpu", mode="torch"
+        )  # fmt: skip
+        for n in (0, 1, 9):
+            tables = pool.fill(torch.empty(n + 1, dtype=torch.int64))
+            assert tables.chunk_indices_chunk64.shape == (pool.capacity(64, n), 2)
+    pool = DeviceTablePool(max_seqs=9, max_tokens=900, num_v_heads=8, device="cpu", mode="torch")
+    with record_host_reads() as reads:
+        pool.fill(on_device([5, 0, 700]))
+    assert reads == []
 
 
 @modes
