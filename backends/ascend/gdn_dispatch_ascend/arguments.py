@@ -13,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 
 from gdn_dispatch.errors import MetadataError
@@ -38,8 +39,8 @@ class GroupArguments:
         initial_state_mode: ``[n]`` bool, False past the step's rows; prefill rows only, and None
             there where every row has an initial state.
         num_accepted_tokens: ``[n]``, 1 past the step's rows; speculative rows only.
-        ssm_state_indices: ``[rows * S]`` slots of every draft token, flattened, of speculative rows
-            that all have S tokens; ``[n]`` of decode rows; None for others.
+        ssm_state_indices: Slot of every token, packed: ``[n]`` of decode rows, ``[n * S]`` of
+            speculative ones, padding past their last token. None for others.
     """
 
     kind: str
@@ -81,6 +82,22 @@ class GroupArguments:
                 mine.copy_(values)
 
 
+def _token_slots(slots: torch.Tensor, group: SequenceGroup, pad_slot: int) -> torch.Tensor:
+    """``[n * S]`` slots ``[n, S]`` of the group's tokens, one after the other.
+
+    Rows of S tokens, the usual ones, and rows without tokens behind them are ``slots`` as they lie.
+    """
+    n, S = slots.shape
+    lens = group.host.lens
+    if (lens[: np.count_nonzero(lens)] == S).all():
+        return slots.flatten()
+    cu = group.cu_seqlens
+    token = torch.arange(n * S, dtype=torch.int32, device=slots.device)
+    row = torch.bucketize(token, cu[1:], right=True, out_int32=True).clamp(max=n - 1)
+    draft = (token - cu[row]).clamp(max=S - 1)
+    return slots[row, draft].where(token < cu[-1], pad_slot)
+
+
 def _compute(
     meta: ChunkMeta, kind: str, group: SequenceGroup, whole: bool
 ) -> dict[str, torch.Tensor]:
@@ -110,5 +127,5 @@ def _compute(
         found["ssm_state_indices"] = found["cache_indices"]
     elif kind == "speculative" and accepted is not None:
         found["num_accepted_tokens"] = rows(accepted, 1)
-        found["ssm_state_indices"] = rows(slots, pad).flatten()
+        found["ssm_state_indices"] = _token_slots(rows(slots, pad), group, pad)
     return found

@@ -259,6 +259,26 @@ class TestUpdates:
             if (tensor := getattr(found, name)) is not None
         }  # fmt: skip
 
+    def drafts(self, lengths):
+        n = len(lengths)
+        return plan_batch(
+            definitions.running(lengths), speculative=[True] * n, num_accepted_tokens=[1] * n,
+            state_indices=[[9 * s + t for t in range(3)] for s in range(n)],
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("lengths", [[3, 3, 3], [3, 3, 0], [3, 0, 3], [1, 2, 3], [2, 0, 0]])
+    def test_every_draft_token_has_its_slot(self, lengths):
+        slots = [9 * s + t for s, length in enumerate(lengths) for t in range(length)]
+        built = build_chunk_meta(MetaRequest(self.drafts(lengths), CPU))
+        updated = build_chunk_meta(MetaRequest(self.drafts([3, 3, 3]), CPU))
+        before = updated.arguments["speculative"].ssm_state_indices.data_ptr()
+        updated.update_(self.drafts(lengths))
+        for meta in (built, updated):
+            found = meta.arguments["speculative"].ssm_state_indices
+            assert found.shape == (9,)
+            assert found[: len(slots)].tolist() == slots
+        assert found.data_ptr() == before
+
     def test_tensors_of_the_caller_stay_the_callers(self):
         slots = torch.tensor([[4, 0], [5, 0], [6, 0]])[:, 0]
         plan = plan_batch([0, 1, 2, 3])

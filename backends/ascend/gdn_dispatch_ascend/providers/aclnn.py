@@ -20,7 +20,8 @@ Copies and casts made here:
 
 Refused: activations and initial states of another dtype than bf16, since states would silently lose
 16 bits; K or V other than 128 and more than 64 heads in the chunk rule; K or V above 256, more than
-256 heads, and sequences of more than 8 tokens in the recurrent one; gradients.
+256 heads, and sequences of more than 8 tokens in the recurrent one; gradients. Declared is K = V =
+128 for both, which is what the released models have.
 
 The documentation gives the chunk rule the bound of 8 tokens a sequence as well, and an example of
 100: vllm-ascend runs it on whole prompts, so that bound is taken for a slip and is not enforced.
@@ -97,12 +98,13 @@ _CAPABILITY: Final = Capability(
     ),
     dtypes=("bfloat16",),
     state_dtypes=("bfloat16",),
-    max_head_dim=RECURRENT_MAX,
+    head_dims_k=(CHUNK_HEAD_DIM,),
+    head_dims_v=(CHUNK_HEAD_DIM,),
     notes=(
         "has not run on an NPU: tested with stand-ins of the documented schema",
         "final states have the precision of bfloat16",
-        "chunk rule: K = V = 128, up to 64 heads; decay of less than e^-60 a token counts as e^-60",
-        "recurrent rule: sequences of up to 8 tokens",
+        "chunk rule: up to 64 heads; decay of less than e^-60 a token counts as e^-60",
+        "recurrent rule: sequences of up to 8 tokens, longer ones are refused",
     ),
 )
 
