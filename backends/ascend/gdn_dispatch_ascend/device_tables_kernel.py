@@ -105,10 +105,10 @@ def fill_kernel(
         _fill_rows(indices, offsets, s, q, BLOCK)
         _fill_rows(large_indices, large_offsets, s, q, BLOCK)
         _fill_rows(cumsum_indices, cumsum_offsets, s, q, BLOCK)
-        if tl.load(numbers + s + 1) > q:
-            end = tl.load(cu_seqlens + s + 1)
-            tl.store(cu_nonempty + q + 1, tl.cast(end, tl.int32))
-            tl.store(nonempty + q, s)
+        end = tl.load(cu_seqlens + s + 1)
+        for place in range(q, tl.load(numbers + s + 1)):  # once, or never: a run-time if costs room
+            tl.store(cu_nonempty + place + 1, tl.cast(end, tl.int32))
+            tl.store(nonempty + place, s)
     _fill_tail(indices, offsets, num_seqs, capacity, core, cores, BLOCK)
     _fill_tail(large_indices, large_offsets, num_seqs, large_capacity, core, cores, BLOCK)
     _fill_tail(cumsum_indices, cumsum_offsets, num_seqs, cumsum_capacity, core, cores, BLOCK)

@@ -27,7 +27,8 @@ def fill(tables: AscendTables, scratch: tuple[torch.Tensor, torch.Tensor, torch.
     large_offsets, cumsum_offsets, numbers = scratch
     cu = tables.cu_seqlens
     n = cu.shape[0] - 1
-    scan_kernel[(1,)](
+    cores = _cores(cu.device)
+    scan_kernel[grid(1, cores)](
         cu, tables.chunk_offsets_chunk64, tables.update_chunk_offsets_chunk64,
         tables.final_chunk_indices_chunk64, large_offsets, cumsum_offsets, numbers,
         tables.keep_meta.view(torch.int8), n,
@@ -37,11 +38,16 @@ def fill(tables: AscendTables, scratch: tuple[torch.Tensor, torch.Tensor, torch.
     indices = (
         tables.chunk_indices_chunk64, tables.chunk_indices_large_block, tables.block_indices_cumsum,
     )  # fmt: skip
-    fill_kernel[(_cores(cu.device),)](
+    fill_kernel[grid(max(n, triton.cdiv(indices[0].shape[0], _FILL_BLOCK)), cores)](
         cu, tables.chunk_offsets_chunk64, large_offsets, cumsum_offsets, numbers,
         *indices, tables.cu_seqlens_kern, tables.nonempty,
         n, *(rows.shape[0] for rows in indices), BLOCK=_FILL_BLOCK,
     )  # fmt: skip
+
+
+def grid(tasks: int, cores: int) -> tuple[int]:
+    """A program for every core, and no more than there are tasks."""
+    return (max(1, min(tasks, cores)),)
 
 
 @cache
