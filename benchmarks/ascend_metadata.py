@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from gdn_dispatch_ascend.meta import AscendChunkMeta
-    from gdn_dispatch_ascend.tables import AscendTables
+    from gdn_dispatch_ascend.metadata.tables import AscendTables
 
 CASES = ((1, 33_000), (16, 77_000), (256, 1_000_000), (1024, 1_000_000))
 NUM_V_HEADS = 8

@@ -2,8 +2,9 @@
 
 The host mode: everything the plan determines is prebuilt into one pinned buffer and goes to the
 device in one asynchronous copy (``gdn_dispatch.staging``); what an engine holds on the device
-already is used from there. What follows from both there (``arguments``) is computed by a few tensor
-operations when the metadata is built, never later. ``device_tables`` is the other mode.
+already is used from there. What follows from both there (``metadata.arguments``) is computed by a
+few tensor operations when the metadata is built, never later. ``metadata.device_tables`` is the
+other mode.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from gdn_dispatch.meta import ChunkMeta, MetaSpec, build
-from gdn_dispatch_ascend.arguments import GroupArguments
-from gdn_dispatch_ascend.host_arguments import ConvHostArguments, RuleHostArguments
-from gdn_dispatch_ascend.tables import (
+from gdn_dispatch_ascend.metadata.arguments import GroupArguments
+from gdn_dispatch_ascend.metadata.host_arguments import ConvHostArguments, RuleHostArguments
+from gdn_dispatch_ascend.metadata.tables import (
     CHUNK_SIZE,
     LARGE_BLOCK_SIZE,
     AscendTables,

@@ -7,9 +7,9 @@ import random
 
 import pytest
 import torch
-from gdn_dispatch_ascend.device_tables import DeviceTablePool, available_mode
 from gdn_dispatch_ascend.meta import build_chunk_meta, spec_for
-from gdn_dispatch_ascend.tables import cumsum_block_size
+from gdn_dispatch_ascend.metadata.device_tables import DeviceTablePool, available_mode
+from gdn_dispatch_ascend.metadata.tables import cumsum_block_size
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from backends.ascend.tests import definitions
@@ -202,7 +202,7 @@ def test_the_mode_is_triton_where_there_is_one():
 
 
 def test_a_missing_triton_is_told_where_it_was_asked_for(monkeypatch):
-    monkeypatch.setattr("gdn_dispatch_ascend.device_tables._has_triton", lambda: False)
+    monkeypatch.setattr("gdn_dispatch_ascend.metadata.device_tables._has_triton", lambda: False)
     with pytest.raises(BackendUnavailableError, match="mode='torch'"):
         DeviceTablePool(max_seqs=1, max_tokens=1, num_v_heads=8, device="cpu", mode="triton")
     assert available_mode() == "torch"
@@ -266,7 +266,7 @@ class TestWhatIsMissing:
         [((512,), "chunk_indices_large_block"), ((1216,), "block_indices_cumsum")],
     )
     def test_tables(self, sizes, field):
-        from gdn_dispatch_ascend.tables import named_tables
+        from gdn_dispatch_ascend.metadata.tables import named_tables
 
         meta = build(
             MetaRequest(plan_batch([0, 4]), CPU), MetaSpec(64, sizes), backend="somebody"
@@ -275,7 +275,7 @@ class TestWhatIsMissing:
         self.refused(field, meta, lambda meta: named_tables(meta, 8, keep))
 
     def test_heads_that_were_not_built_for(self):
-        from gdn_dispatch_ascend.tables import named_tables
+        from gdn_dispatch_ascend.metadata.tables import named_tables
 
         meta = host([4], 8)
         keep = torch.tensor([True])

@@ -19,7 +19,7 @@ import torch
 from gdn_dispatch_ascend.providers.operators import Operator
 
 if TYPE_CHECKING:
-    from gdn_dispatch_ascend.arguments import GroupArguments
+    from gdn_dispatch_ascend.metadata.arguments import GroupArguments
 
 __all__ = ["CONV", "causal_conv1d", "check", "unavailable"]
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 
 from gdn_dispatch.errors import MetadataError
@@ -89,7 +88,7 @@ def _token_slots(slots: torch.Tensor, group: SequenceGroup, pad_slot: int) -> to
     """
     n, S = slots.shape
     lens = group.host.lens
-    if (lens[: np.count_nonzero(lens)] == S).all():
+    if (lens[: int((lens > 0).sum())] == S).all():
         return slots.flatten()
     cu = group.cu_seqlens
     token = torch.arange(n * S, dtype=torch.int32, device=slots.device)

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
-import numpy as np
-
 from gdn_dispatch.errors import InvalidArgumentError, MetadataError
 
 if TYPE_CHECKING:
@@ -159,7 +157,7 @@ def _initial_state_mode(meta: ChunkMeta, group: HostGroup) -> Ints:
     if meta.has_initial_state is None:
         return (1,) * group.num_seqs
     has = _known("has_initial_state", meta.plan.has_initial_state)
-    return _ints(has[group.sequences].astype(np.int32))
+    return tuple(map(int, has[group.sequences].tolist()))
 
 
 ArrayT = TypeVar("ArrayT", "Int32Array", "BoolArray")

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 
 from gdn_dispatch.errors import BackendUnavailableError, InvalidArgumentError
-from gdn_dispatch_ascend.tables import (
+from gdn_dispatch_ascend.metadata.tables import (
     CHUNK_SIZE,
     LARGE_BLOCK_SIZE,
     AscendTables,
@@ -116,9 +116,9 @@ class DeviceTablePool:
         )
         scratch = (self._large_offsets[: n + 1], self._cumsum_offsets[: n + 1], self._numbers)
         if self.mode == "triton":
-            from gdn_dispatch_ascend.device_tables_triton import fill
+            from gdn_dispatch_ascend.metadata.device_tables_triton import fill
         else:
-            from gdn_dispatch_ascend.device_tables_torch import fill
+            from gdn_dispatch_ascend.metadata.device_tables_torch import fill
         fill(tables, scratch)
         return tables
 

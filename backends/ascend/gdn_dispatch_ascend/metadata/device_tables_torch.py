@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from gdn_dispatch_ascend.tables import CHUNK_SIZE, LARGE_BLOCK_SIZE, cumsum_block_size
+from gdn_dispatch_ascend.metadata.tables import CHUNK_SIZE, LARGE_BLOCK_SIZE, cumsum_block_size
 
 if TYPE_CHECKING:
-    from gdn_dispatch_ascend.tables import AscendTables
+    from gdn_dispatch_ascend.metadata.tables import AscendTables
 
 __all__ = ["fill"]
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 import triton
 
-from gdn_dispatch_ascend.device_tables_kernel import fill_kernel, scan_kernel
-from gdn_dispatch_ascend.tables import CHUNK_SIZE, LARGE_BLOCK_SIZE, cumsum_block_size
+from gdn_dispatch_ascend.metadata.device_tables_kernel import fill_kernel, scan_kernel
+from gdn_dispatch_ascend.metadata.tables import CHUNK_SIZE, LARGE_BLOCK_SIZE, cumsum_block_size
 
 if TYPE_CHECKING:
-    from gdn_dispatch_ascend.tables import AscendTables
+    from gdn_dispatch_ascend.metadata.tables import AscendTables
 
 __all__ = ["fill"]
 
