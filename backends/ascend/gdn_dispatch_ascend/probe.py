@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
@@ -23,8 +23,8 @@ __all__ = ["Facts", "cann_version", "collect", "probe_machine", "reasons"]
 
 _INSTALL: Final = "pip install 'gdn-dispatch[ascend]'"
 
-_CANN_ROOTS: Final = (Path("/usr/local/Ascend"), Path.home() / "Ascend")
-"""Where CANN's installer puts it, for everybody and for one user."""
+_CANN_ROOT: Final = Path("/usr/local/Ascend")
+"""Where CANN's installer puts it, unless told otherwise."""
 
 _CANN_FILES: Final = (
     "*/latest/*-linux/ascend_*_install.info",
@@ -91,7 +91,7 @@ def probe_machine() -> Available | Unavailable:
     )
 
 
-def cann_version(roots: Iterable[Path] = _CANN_ROOTS) -> str | None:
+def cann_version(root: Path = _CANN_ROOT) -> str | None:
     """Version of CANN: from torch_npu where that is loaded, else from what its installer left."""
     ask = getattr(getattr(torch, "npu", None), "get_cann_version", None)
     if ask is not None:
@@ -101,7 +101,7 @@ def cann_version(roots: Iterable[Path] = _CANN_ROOTS) -> str | None:
             told = ""
         if told:
             return str(told)
-    for root, pattern in itertools.product(roots, _CANN_FILES):
+    for pattern in _CANN_FILES:
         for file in sorted(root.glob(pattern)):
             if found := _version_in(file):
                 return found
@@ -129,9 +129,9 @@ def _torch_npu_reasons(facts: Facts) -> Iterator[str]:
     if not facts.loaded:
         if facts.cann is None:
             yield (
-                f"torch-npu {facts.torch_npu} is installed, but torch has not loaded it, and no "
-                "CANN is found, without which its import fails: install CANN and source its "
-                "set_env.sh"
+                f"torch-npu {facts.torch_npu} is installed, but torch has not loaded it, and "
+                f"without CANN its import fails, of which there is none under {_CANN_ROOT}: "
+                "install it and source its set_env.sh"
             )
         else:
             yield (

@@ -29,7 +29,7 @@ FIELDS = {
 WHEN = {
     "torch-npu is not installed": lambda f: not f.torch_npu,
     "is made for torch 2.10.0, this is torch 2.13.0": lambda f: f.torch_npu == "2.10.0",
-    "no CANN is found": lambda f: f.torch_npu and not f.loaded and not f.cann,
+    "there is none under /usr/local/Ascend": lambda f: f.torch_npu and not f.loaded and not f.cann,
     "unset TORCH_DEVICE_BACKEND_AUTOLOAD": lambda f: f.torch_npu and not f.loaded and f.cann,
     "there is no /dev/davinci0": lambda f: not f.nodes,
     "triton-ascend is not installed": lambda f: not f.triton_ascend,
@@ -89,18 +89,19 @@ def test_cann_is_found_by_what_its_installer_left(tmp_path, monkeypatch, path, t
     file = tmp_path / "Ascend" / path
     file.parent.mkdir(parents=True)
     file.write_text(text)
-    assert probe.cann_version((tmp_path / "no such place", tmp_path / "Ascend")) == version
+    assert probe.cann_version(tmp_path / "Ascend") == version
+    assert probe.cann_version(tmp_path / "no such place") is None
 
 
-def test_a_loaded_torch_npu_is_asked(monkeypatch):
+def test_a_loaded_torch_npu_is_asked(monkeypatch, tmp_path):
     npu = types.SimpleNamespace(get_cann_version=lambda: "9.1.0")
     monkeypatch.setattr(torch, "npu", npu, raising=False)
-    assert probe.cann_version(()) == "9.1.0"
+    assert probe.cann_version(tmp_path) == "9.1.0"
     assert probe.collect().loaded
 
 
 @pytest.mark.parametrize("answer", ["", RuntimeError("no such file")])
-def test_a_torch_npu_that_does_not_know(monkeypatch, answer):
+def test_a_torch_npu_that_does_not_know(monkeypatch, tmp_path, answer):
     def ask():
         if isinstance(answer, Exception):
             raise answer
@@ -109,4 +110,4 @@ def test_a_torch_npu_that_does_not_know(monkeypatch, answer):
     monkeypatch.setattr(
         torch, "npu", types.SimpleNamespace(get_cann_version=ask), raising=False
     )  # fmt: skip
-    assert probe.cann_version(()) is None
+    assert probe.cann_version(tmp_path) is None
