@@ -9,8 +9,7 @@ from __future__ import annotations
 import lowering
 import plugins
 import torch
-from gdn_dispatch_ascend.kernels import chunk_meta
-from gdn_dispatch_ascend.meta import BLOCK_SIZES, CHUNK_SIZE
+from gdn_dispatch_ascend.metadata.device_tables import DeviceTablePool
 
 import gdn_dispatch
 from gdn_dispatch import LayerSpec
@@ -123,12 +122,13 @@ def rules(dtypes, backend):
 
 
 def tables():
-    """Chunk tables on the device."""
-    for dtype in (torch.int32, torch.int64):
-        made = chunk_meta.DeviceTables.allocate(
-            8, 4096, (CHUNK_SIZE, *BLOCK_SIZES, 128), torch.device("cpu")
+    """Chunk tables on the device, for every number of value heads."""
+    for HV in sorted({HV // tp for _, HV in HEADS for tp in TENSOR_PARALLEL}):
+        pool = DeviceTablePool(
+            max_seqs=256, max_tokens=8192, num_v_heads=HV, device="cpu", mode="triton"
         )
-        chunk_meta.chunk_tables(torch.zeros(9, dtype=dtype), made, plugins.OF_910B3)
+        for dtype in (torch.int32, torch.int64):
+            pool.fill(torch.zeros(257, dtype=dtype))
 
 
 def launches(everything=False):

@@ -1,13 +1,15 @@
 """How much memory every kernel takes in every configuration: written as a table, and compared.
 
-    python tests/ascend/memory.py
+    python tests/ascend/memory.py [--everything] [--keep]
 
 writes ``backends/ascend/memory.json``, a row per compiled kernel, and ``memory.md``, a summary of
-it. Takes minutes.
+it: of what is served by default, or of everything that the backend declares. Rows that are there
+are kept with ``--keep``, after a run that was broken off. Takes minutes.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import sys
@@ -73,24 +75,37 @@ def summary(result):
     return text
 
 
-def main():
-    """Write both files; 1 where a kernel is refused."""
-    launches, _ = cases.launches(everything=True)
-    rows, refused = [], 0
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for launch, done in [(launch, pool.submit(row, launch)) for launch in launches]:
-            try:
-                rows.append(done.result())
-            except (lowering.NotLowered, planning.NotPlanned) as error:
-                print(f"{launch.kernel} {launch.variant()}: {error}", flush=True)
-                refused += 1
-    if refused:
-        return 1
-    rows.sort(key=lambda found: (found["kernel"], found["variant"]))
+def write(rows):
+    """Both files, of the rows there are."""
+    rows = sorted(rows, key=lambda found: (found["kernel"], found["variant"]))
     result = {"tools": TOOLS, "capacity": planning.CAPACITY, "kernels": rows}
     TABLE.write_text(json.dumps(result, indent=1) + "\n")
     SUMMARY.write_text(summary(result))
-    return 0
+
+
+def main():
+    """Write both files; 1 where a kernel is refused."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--everything", action="store_true")
+    parser.add_argument("--keep", action="store_true")
+    options = parser.parse_args()
+    launches, _ = cases.launches(everything=options.everything)
+    wanted = {(launch.kernel, launch.variant()): launch for launch in launches}
+    rows = {}
+    if options.keep and TABLE.exists():
+        rows = {key: found for key, found in committed().items() if key in wanted}
+    refused = 0
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        missing = [launch for key, launch in wanted.items() if key not in rows]
+        for launch, done in [(launch, pool.submit(row, launch)) for launch in missing]:
+            try:
+                rows[launch.kernel, launch.variant()] = done.result()
+                write(rows.values())
+            except (lowering.NotLowered, planning.NotPlanned) as error:
+                print(f"{launch.kernel} {launch.variant()}: {error}", flush=True)
+                refused += 1
+    write(rows.values())
+    return int(refused > 0)
 
 
 if __name__ == "__main__":

@@ -37,12 +37,17 @@ class Plugin:
     def backend_info(self):
         return BackendInfo(
             name=NAME, device_types=("cpu",), capability=self.capability,
-            chunk_size=meta.CHUNK_SIZE, summary="kernels of the Ascend backend on CPU tensors",
+            chunk_size=meta.CHUNK_SIZE, block_sizes=meta.BLOCK_SIZES,
+            summary="kernels of the Ascend backend on CPU tensors",
         )  # fmt: skip
 
     @hookimpl
     def probe(self):
         return Available("no NPU")
+
+    @hookimpl
+    def build_chunk_meta(self, request):
+        return meta.build_chunk_meta(request, backend=NAME)
 
     @hookimpl
     def gdn_attention(self, request):

@@ -14,7 +14,9 @@ from kernel_lint import violations
 ROOT = Path(__file__).parents[2]
 KERNELS = ROOT / "backends" / "ascend" / "gdn_dispatch_ascend" / "kernels"
 SHARED = [ROOT / "gdn_dispatch" / "triton_kernels" / "slots_kernel.py"]
-FILES = [*sorted(KERNELS.glob("*.py")), *SHARED]
+METADATA = KERNELS.parent / "metadata"
+FILES = [*sorted(KERNELS.glob("*.py")), *sorted(METADATA.glob("*_triton.py")),
+         *sorted(METADATA.glob("*_kernel.py")), *SHARED]  # fmt: skip
 
 HEAD = "@triton.jit\ndef kernel(x, y, out, n, m, N: tl.constexpr, FLAG: tl.constexpr):\n"
 

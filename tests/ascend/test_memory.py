@@ -30,19 +30,26 @@ def names(launches):
     return [f"{launch.kernel}-{launch.key[:8]}" for launch in launches]
 
 
-def check(launch):
+def fits(launch):
+    """The launch's row; its kernel lowers, and fits."""
     found = memory.row(launch)
     for space, most in planning.CAPACITY.items():
         assert 0 <= found[space] <= most
     assert found["ub"] > 0
     assert (found["l0c"] > 0) == (found["mode"] == "mix")
-    assert found == memory.committed()[launch.kernel, launch.variant()]
+    return found
 
 
 @needs_compiler
 @pytest.mark.parametrize("launch", SERVED, ids=names(SERVED))
 def test_kernels_that_are_served(launch):
-    check(launch)
+    assert fits(launch) == memory.committed()[launch.kernel, launch.variant()]
+
+
+def test_the_table_has_these_kernels_and_no_others():
+    ours = {(launch.kernel, launch.variant()) for launch in SERVED}
+    assert set(memory.committed()) == ours
+    assert len(ours) == len(SERVED)
 
 
 def test_the_summary_is_that_of_the_table():
