@@ -191,9 +191,11 @@ class TestNumbers:
     def test_more_value_heads(self, calls, recurrent):
         compare(request(H=2, HV=6, recurrent=recurrent))
 
-    def test_inputs_are_left_alone(self, calls, recurrent):
+    @pytest.mark.parametrize("empty", [False, True])
+    def test_inputs_are_left_alone(self, calls, recurrent, empty):
         """The operators write states; they are given new ones."""
-        r = v_first(request(SHORT if recurrent else RAGGED, recurrent=recurrent))
+        lengths = (SHORT if recurrent else RAGGED) if empty else None
+        r = v_first(request(lengths, recurrent=recurrent))
         before = {name: x.clone() for name, x in tensors_of(r).items()}
         providers.run("aclnn", r)
         assert all(torch.equal(x, before[name]) for name, x in tensors_of(r).items())

@@ -23,7 +23,7 @@ CPU = torch.device("cpu")
 TRITON = importlib.util.find_spec("triton") is not None
 NUMBER = 10_000
 NUMBER_INTERPRETED = 200
-"""Batches that Triton's interpreter takes in CI; 10,000 passed as well, by hand."""
+"""In Triton's interpreter, which takes much longer for a batch than tensor operations."""
 
 modes = pytest.mark.parametrize(
     "mode",
