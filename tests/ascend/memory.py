@@ -2,9 +2,10 @@
 
     python tests/ascend/memory.py [--everything] [--keep]
 
-writes ``backends/ascend/memory.json``, a row per compiled kernel, and ``memory.md``, a summary of
-it: of what is served by default, or of everything that the backend declares. Rows that are there
-are kept with ``--keep``, after a run that was broken off. Takes minutes.
+writes ``benchmarks/results/ascend_memory.json``, a row per compiled kernel, and
+``docs/ascend_memory.md``, a summary of it: of what is served by default, or of everything that the
+backend declares. Rows that are there are kept with ``--keep``, after a run that was broken off. Takes
+minutes.
 """
 
 from __future__ import annotations
@@ -23,20 +24,20 @@ import cases  # noqa: E402 - beside this file
 import lowering  # noqa: E402
 import planning  # noqa: E402
 
-FOLDER = HERE.parents[1] / "backends" / "ascend"
-TABLE = FOLDER / "memory.json"
-SUMMARY = FOLDER / "memory.md"
+ROOT = HERE.parents[1]
+TABLE = ROOT / "benchmarks" / "results" / "ascend_memory.json"
+SUMMARY = ROOT / "docs" / "ascend_memory.md"
 TOOLS = {"triton-ascend": "3.2.0", "ascendnpu-ir": "1.2.0", "target": planning.TARGET}
 
 HEAD = """<!-- written by tests/ascend/memory.py: do not edit -->
-# Memory of the kernels
+# Memory of the Ascend kernels
 
 What BiShengIR (ascendnpu-ir {ascendnpu-ir}) plans for {target} out of what triton-ascend
 {triton-ascend} lowers: the highest byte that a buffer reaches in the unified buffer (UB, of
-{ub:,}), in L1 (of {l1:,}) and in L0C (of {l0c:,}). `memory.json` has a row for each of the {rows}
-compiled kernels; here are the largest of each kind. Multi-buffering is on, as triton-ascend has it:
-the planner gives buffers room of their own as long as there is some, so a peak near the limit does
-not say that the kernel would not fit with less. Nothing has been run on an NPU.
+{ub:,} bytes), in L1 (of {l1:,}) and in L0C (of {l0c:,}). There is a row for each of the {rows}
+compiled kernels in `benchmarks/results/ascend_memory.json`; here are the largest of each kind.
+Multi-buffering is on, as triton-ascend has it. How much less a kernel could do with, a peak does not
+say: those near the limit hardly fell with smaller tiles. Nothing has been run on an NPU.
 
 | kernel | cores | K | activations | configurations | UB | L1 | L0C |
 |---|---|---|---|---|---|---|---|
@@ -61,7 +62,7 @@ def committed():
 
 
 def summary(result):
-    """``memory.md`` of the table."""
+    """``ascend_memory.md`` of the table."""
     groups = {}
     for found in result["kernels"]:
         words = dict(word.split("=") for word in found["variant"].split())

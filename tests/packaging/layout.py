@@ -15,7 +15,7 @@ else:
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("ascend", "cpu", "cuda", "xpu")
-WITHOUT_KERNELS = ("ascend", "cpu", "xpu")
+WITHOUT_KERNELS = ("cpu", "xpu")
 """Backends that are found and explained, and declare nothing."""
 
 

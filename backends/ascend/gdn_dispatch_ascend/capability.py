@@ -13,8 +13,8 @@ CAPABILITY = Capability(
     max_head_dim=128,
     max_conv_width=8,
     notes=(
-        "no kernel has run on an NPU: held to the kit in triton-ascend's interpreter, lowered by "
-        "triton-ascend, planned by BiShengIR for Ascend910B3",
+        "no kernel has run on an NPU: their numbers are those of triton-ascend's interpreter; all "
+        "are lowered by triton-ascend, and planned by BiShengIR for Ascend910B3",
         "inputs of a rule whose last stride is not 1 are copied; so are interleaved projections",
     ),
 )
