@@ -4,8 +4,8 @@
 
 writes ``benchmarks/results/ascend_memory.json``, a row per compiled kernel, and
 ``docs/ascend_memory.md``, a summary of it: of what is served by default, or of everything that the
-backend declares. Rows that are there are kept with ``--keep``, after a run that was broken off. Takes
-minutes.
+backend declares. Rows that are there are kept with ``--keep``, after a run that was broken off.
+Takes minutes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ What BiShengIR (ascendnpu-ir {ascendnpu-ir}) plans for {target} out of what trit
 {triton-ascend} lowers: the highest byte that a buffer reaches in the unified buffer (UB, of
 {ub:,} bytes), in L1 (of {l1:,}) and in L0C (of {l0c:,}). There is a row for each of the {rows}
 compiled kernels in `benchmarks/results/ascend_memory.json`; here are the largest of each kind.
-Multi-buffering is on, as triton-ascend has it. How much less a kernel could do with, a peak does not
-say: those near the limit hardly fell with smaller tiles. Nothing has been run on an NPU.
+Multi-buffering is on, as triton-ascend has it. How much less a kernel could do with, a peak does
+not say: those near the limit hardly fell with smaller tiles. Nothing has been run on an NPU.
 
 | kernel | cores | K | activations | configurations | UB | L1 | L0C |
 |---|---|---|---|---|---|---|---|

@@ -1,7 +1,7 @@
 """Cores of a device, and how a task is cut so that what it holds fits the unified buffer.
 
-Sizes were chosen by BiShengIR's memory planning for Ascend910B3 (``docs/ascend_memory.md``). Nothing
-here has been timed: no kernel of this package has run on an NPU.
+Sizes were chosen by BiShengIR's memory planning for Ascend910B3 (``docs/ascend_memory.md``).
+Nothing here has been timed: no kernel of this package has run on an NPU.
 """
 
 from __future__ import annotations
