@@ -7,6 +7,6 @@
 
 Chunk tables from lengths on the device are ``metadata.device_tables``. Every grid has one axis and
 at most as many programs as the device has cores of the kind the kernel runs on; a program takes
-every ``cores``-th task. ``docs/ascend_kernels.md`` says what the hardware asks of a kernel and how these
-answer.
+every ``cores``-th task. ``docs/ascend_kernels.md`` says what the hardware asks of a kernel and how
+these answer.
 """
