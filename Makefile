@@ -1,15 +1,17 @@
-# make demo | test | lint | types | parity | cpu | triton | xpu | mutants | packaging | matrix | bench
+# make demo | test | lint | types | parity | cpu | triton | ascend | xpu | mutants | packaging
+# make matrix | bench | bench-metadata | bench-cpu
 # Everything runs in environments made here from pinned versions; nothing else needs to be installed.
 
 PYTHON ?= python3
 BIN := .venv/bin
 PEERS := .venv-peers/bin
 TRITON := .venv-triton/bin
+ASCEND := .venv-ascend/bin
 XPU := .venv-xpu/bin
 CPU := .venv-cpu/bin
 PEER_PACKAGES := fla-core==0.6.0 vllm==0.33.0
 
-.PHONY: demo test lint types check parity cpu triton xpu mutants packaging matrix
+.PHONY: demo test lint types check parity cpu triton ascend xpu mutants packaging matrix
 .PHONY: bench bench-metadata bench-cpu clean
 
 # With the native kernels, where there is a compiler for them; on the torch backend elsewhere.
@@ -43,6 +45,16 @@ triton: .venv-triton/installed
 	TRITON_INTERPRET=1 $(TRITON)/python -m pytest -n 2 tests/triton \
 		--ignore tests/triton/test_conformance.py
 	$(TRITON)/python -m pytest -n 2 tests/triton_compile
+
+# The Ascend kernels, without an NPU: what no compiler says of them, lowered by triton-ascend, planned
+# by BiShengIR, and their numbers in the interpreter. The whole conformance kit, and all dtypes, pools
+# and options of a layer, take longer than CI has (nox -s ascend-kernels); of the kit, the tests of
+# drafts, padding and empty rows are here, which no other test of these kernels has.
+ascend: .venv-ascend/installed
+	$(ASCEND)/python -m pytest -n 2 tests/ascend \
+		--ignore tests/ascend/test_memory_of_everything.py
+	TRITON_INTERPRET=1 $(ASCEND)/python -m pytest -n 2 tests/ascend \
+		-k "not TestConformance or draft_token or last_accepted or padding or empty_sequences"
 
 # The XPU backend without an Intel GPU: Intel's own wheel, loaded with stub device libraries.
 xpu: .venv-xpu/installed
@@ -105,6 +117,15 @@ bench-cpu: .venv-cpu/installed
 	$(TRITON)/pip install --quiet --disable-pip-version-check --no-deps -e . -e backends/cuda
 	touch $@
 
+# Without the compiler its tests are skipped and say so; everything else runs.
+.venv-ascend/installed: pyproject.toml tests/ascend/requirements.txt tests/ascend/bishengir.txt
+	$(PYTHON) -m venv .venv-ascend
+	$(ASCEND)/pip install --quiet --disable-pip-version-check -r tests/ascend/requirements.txt
+	-$(ASCEND)/pip install --quiet --disable-pip-version-check --no-deps --require-hashes \
+		-r tests/ascend/bishengir.txt
+	$(ASCEND)/pip install --quiet --disable-pip-version-check --no-deps -e . -e backends/ascend
+	touch $@
+
 .venv-xpu/installed: pyproject.toml tests/xpu/requirements.txt
 	$(PYTHON) -m venv .venv-xpu
 	$(XPU)/pip install --quiet --disable-pip-version-check -r tests/xpu/requirements.txt
@@ -112,5 +133,5 @@ bench-cpu: .venv-cpu/installed
 	touch $@
 
 clean:
-	rm -rf .venv .venv-peers .venv-cpu .venv-triton .venv-xpu .venv-nox
+	rm -rf .venv .venv-peers .venv-cpu .venv-triton .venv-ascend .venv-xpu .venv-nox
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis

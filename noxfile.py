@@ -103,6 +103,17 @@ def triton(session: nox.Session) -> None:
     pytest(session, "-n", "2", "tests/triton_compile")
 
 
+@nox.session(name="ascend-kernels", python="3.11")  # triton-ascend has wheels for no other
+def ascend_kernels(session: nox.Session) -> None:
+    """The Ascend kernels without an NPU: all that is lowered and planned, the kit interpreted."""
+    session.install("-r", "tests/ascend/requirements.txt")
+    session.install("--no-deps", "--require-hashes", "-r", "tests/ascend/bishengir.txt")
+    session.install("--no-deps", "-e", ".", "-e", "backends/ascend")
+    pytest(session, "-n", "2", "tests/ascend")
+    session.env["TRITON_INTERPRET"] = "1"
+    pytest(session, "-n", "2", "tests/ascend")
+
+
 @nox.session
 def xpu_wheel(session: nox.Session) -> None:
     """The XPU backend with Intel's own wheel, loaded with stub device libraries."""

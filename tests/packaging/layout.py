@@ -15,8 +15,6 @@ else:
 
 ROOT = Path(__file__).parents[2]
 BACKENDS = ("ascend", "cpu", "cuda", "xpu")
-WITHOUT_KERNELS = ("ascend",)
-"""Backends that are found and explained, and declare nothing."""
 
 
 def folder(name: str) -> Path:

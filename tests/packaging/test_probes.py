@@ -15,7 +15,7 @@ from gdn_dispatch.plugins.inspection import describe
 from gdn_dispatch.selection.resolver import Candidate, Choice, resolve
 from gdn_dispatch.testing.loopback import call
 from gdn_dispatch.types import HOOK_API_VERSION, Available, Unavailable
-from tests.packaging.layout import BACKENDS, WITHOUT_KERNELS, folder
+from tests.packaging.layout import BACKENDS, folder
 
 TORCH = ("2.13.0+cpu",)
 
@@ -128,9 +128,6 @@ def test_no_other_reason_is_given(name):
     probe = module(name, "probe")
     for facts in machines(name):
         reasons = probe.reasons(facts)
-        if name in WITHOUT_KERNELS:
-            *reasons, last = reasons
-            assert last.startswith(probe.NO_KERNELS)
         assert len(reasons) == sum(bool(holds(facts)) for holds in WHEN[name].values()), facts
         assert all(reason and "\n" not in reason for reason in reasons)
 
@@ -228,18 +225,20 @@ def test_what_is_declared_is_what_the_design_says(name):
     assert (info.priority, info.hook_api) == (50, HOOK_API_VERSION)
     assert (info.chunk_size, info.block_sizes, info.conv_block_size) == (64, block_sizes, 0)
     assert info.block_size_multiple == multiple
-    assert bool(info.capability.features) == (name not in WITHOUT_KERNELS)
+    assert info.capability.features
     assert not info.any_device_on_request
-    if name in WITHOUT_KERNELS:
-        assert info.providers == ()
 
 
 @backends
-def test_the_contract_is_kept_and_compute_hooks_are_there_where_kernels_are(name):
+def test_the_contract_is_kept_and_all_compute_hooks_are_there(name):
     manager = pluggy.PluginManager(hookspecs.PROJECT)
     description = describe(manager, module(name, "plugin"), name)
-    compute = set() if name in WITHOUT_KERNELS else {"gdn_attention", "gated_delta_rule"}
-    metadata = {"cpu": {"build_chunk_meta", "chunk_tables"}, "xpu": {"build_chunk_meta"}}
+    compute = {"gdn_attention", "gated_delta_rule"}
+    metadata = {
+        "ascend": {"build_chunk_meta"},
+        "cpu": {"build_chunk_meta", "chunk_tables"},
+        "xpu": {"build_chunk_meta"},
+    }
     expected = {"backend_info", "probe"} | compute | metadata.get(name, set())
     assert description.hooks == expected
 
