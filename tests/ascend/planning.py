@@ -17,7 +17,7 @@ from pathlib import Path
 TARGET = "Ascend910B3"
 CAPACITY = {"ub": 192 * 1024, "l1": 512 * 1024, "l0c": 128 * 1024}
 _SPACES = {"ub": "ub", "cbuf": "l1", "cc": "l0c"}
-_BITS = {"i1": 8, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "f32": 32}
+_BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "f16": 16, "bf16": 16, "f32": 32}
 _BUFFER = re.compile(
     r"hivm\.hir\.pointer_cast\(([^)]*)\)[^\n]*?:\s*memref<([^,>]*(?:, strided<[^>]*>)?)"
     r"[^\n]*?#hivm\.address_space<(\w+)>"
@@ -84,11 +84,11 @@ def peaks(planned):
         if space not in _SPACES:
             continue
         *dims, dtype = shape.split(",")[0].split("x")
-        size = _BITS[dtype] // 8
+        size = _BITS[dtype]
         for dim in dims:
             size *= int(dim)
         for offset in offsets.split(","):
-            end = int(constants[offset.strip()]) + size
+            end = int(constants[offset.strip()]) + -(-size // 8)
             name = _SPACES[space]
             found[name] = max(found[name], end)
     return found
