@@ -26,12 +26,8 @@ import triton
 
 from gdn_dispatch.testing.numbers import relative_error
 from gdn_dispatch.testing.rule_inputs import GATES, NEAR_IDENTICAL, Dims
-from gdn_dispatch.triton_kernels.prefill import (
-    PrefillConfig,
-    PrefillInputs,
-    States,
-    chunk_rule,
-)
+from gdn_dispatch.triton_kernels.prefill import PrefillConfig, chunk_rule
+from gdn_dispatch.triton_kernels.rule_tensors import PrefillInputs, States
 from gdn_dispatch.triton_kernels.segments import SegmentConfig
 from tests.triton.prefill_inputs import rows_of, step_of
 

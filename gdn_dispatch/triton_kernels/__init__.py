@@ -9,5 +9,6 @@ this package imports no Triton; importing one of its kernel modules does.
               segments.py  tiles.py           long rows in pieces; descriptors of chunks
               device_meta.py                  chunk tables from lengths on the device
     kernels   *_kernel.py                     @triton.jit
-    data      rows.py  config.py  capture.py  a group of rows; a launch; whether it is captured
+    data      rows.py  rule_tensors.py        a group of rows; what a rule reads and writes
+              config.py  capture.py           a launch; whether it is captured
 """

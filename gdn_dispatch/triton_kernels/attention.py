@@ -14,8 +14,9 @@ from gdn_dispatch.layer import split_projections
 from gdn_dispatch.triton_kernels.capture import is_capturing
 from gdn_dispatch.triton_kernels.config import LaunchShape
 from gdn_dispatch.triton_kernels.conv import conv_prefill, conv_update
-from gdn_dispatch.triton_kernels.prefill import PrefillInputs, States, chunk_rule
+from gdn_dispatch.triton_kernels.prefill import chunk_rule
 from gdn_dispatch.triton_kernels.rows import Rows, Slots
+from gdn_dispatch.triton_kernels.rule_tensors import PrefillInputs, States
 from gdn_dispatch.triton_kernels.steps import recurrent_rule
 from gdn_dispatch.types import GDNOutput
 
@@ -28,7 +29,7 @@ __all__ = ["gdn_attention"]
 
 
 def gdn_attention(request: GDNRequest, table: LaunchTable) -> GDNOutput:
-    """Run a validated request whose metadata has chunks of ``prefill.CHUNK`` tokens.
+    """Run a validated request whose metadata has chunks of ``rule_tensors.CHUNK`` tokens.
 
     Args:
         request: See ``gdn_dispatch.hookspecs``.

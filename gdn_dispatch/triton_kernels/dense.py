@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from gdn_dispatch.triton_kernels.prefill import CHUNK
 from gdn_dispatch.triton_kernels.rows import Chunks, Rows
+from gdn_dispatch.triton_kernels.rule_tensors import CHUNK
 
 __all__ = ["dense_rows"]
 

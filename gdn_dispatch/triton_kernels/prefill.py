@@ -18,6 +18,7 @@ import triton
 
 from gdn_dispatch.triton_kernels.prepare_kernel import prepare_kernel
 from gdn_dispatch.triton_kernels.recurrence_kernel import recurrence_kernel
+from gdn_dispatch.triton_kernels.rule_tensors import CHUNK, PrefillInputs, States
 from gdn_dispatch.triton_kernels.segments import (
     Prepared,
     SegmentConfig,
@@ -27,15 +28,12 @@ from gdn_dispatch.triton_kernels.segments import (
 from gdn_dispatch.triton_kernels.tiles import Tiles, tiles_of
 
 if TYPE_CHECKING:
-    from gdn_dispatch.triton_kernels.rows import Rows, Slots
+    from gdn_dispatch.triton_kernels.rows import Rows
 
-__all__ = ["CHUNK", "PrefillConfig", "PrefillInputs", "States", "chunk_rule"]
+__all__ = ["PrefillConfig", "chunk_rule"]
 
 # With 8 warps, Triton 3.6 compiles the gather in the inverse to wrong numbers (seen on sm_90).
 _PREPARE_WARPS = 4
-
-CHUNK = 64
-"""Tokens per chunk: checkpoints fall on its multiples, ``Rows.chunks.size`` is this."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,69 +67,6 @@ class PrefillConfig:
     precision: str = "tf32x3"
     inverse_precision: str = "bf16x3"
     segments: SegmentConfig | None = None
-
-
-@dataclass(slots=True, eq=False)
-class PrefillInputs:
-    """What the rule reads, for all tokens of the step.
-
-    Attributes:
-        q, k: ``[T, H, K]``; last stride 1. v: ``[T, HV, V]`` likewise. bf16, fp16 or fp32.
-        g: ``[T, HV]`` natural-log decay, <= 0, may be -inf; or the raw gate, with ``A_log``.
-        beta: ``[T, HV]`` write strength, or its logit. Both: any float dtype, any strides.
-        A_log: ``[HV]``, or None: ``g`` is the decay. dt_bias: ``[HV]``, or None: 0.
-        scale: Factor on the output.
-        l2norm: Normalise q and k over K (x / sqrt(sum x^2 + 1e-6)).
-        beta_is_logit: Write strength is ``sigmoid(beta)``.
-        allow_neg_eigval: Write strength is doubled.
-    """
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    g: torch.Tensor
-    beta: torch.Tensor
-    A_log: torch.Tensor | None = None
-    dt_bias: torch.Tensor | None = None
-    scale: float = 1.0
-    l2norm: bool = False
-    beta_is_logit: bool = False
-    allow_neg_eigval: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class States:
-    """Where states come from and go to.
-
-    Attributes:
-        initial: ``[slots, HV, V, K]`` with ``state_v_first``, else ``[slots, HV, K, V]``; any
-            strides, any float dtype. None: zeros.
-        final: The same tensor, for a pool; another one; or None: not wanted.
-        state_v_first: The layout of both.
-        slots: Which rows of the two belong to which sequence, and the checkpoints (which go to
-            ``final``). None: row i of the group has index i in both, and a row of no tokens leaves
-            its initial state, or zeros, in ``final``.
-    """
-
-    initial: torch.Tensor | None = None
-    final: torch.Tensor | None = None
-    state_v_first: bool = True
-    slots: Slots | None = None
-
-    def strides(self, state: torch.Tensor | None) -> tuple[int, int, int, int]:
-        """Strides of slot, head, v and k."""
-        if state is None:
-            return 0, 0, 0, 0
-        slot, head, *inner = state.stride()
-        v, k = inner if self.state_v_first else reversed(inner)
-        return slot, head, v, k
-
-    def slot_strides(self) -> tuple[int, int]:
-        """Strides of the slots to write and to read."""
-        if self.slots is None:
-            return 0, 0
-        read = self.slots.read
-        return self.slots.write.stride(0), 0 if read is None else read.stride(0)
 
 
 def _cap(registers: int | None) -> dict[str, int]:

@@ -8,8 +8,14 @@ import torch
 
 from gdn_dispatch.triton_kernels.config import LaunchShape
 from gdn_dispatch.triton_kernels.dense import dense_rows
-from gdn_dispatch.triton_kernels.prefill import PrefillInputs, States, chunk_rule
+from gdn_dispatch.triton_kernels.prefill import chunk_rule
 from gdn_dispatch.triton_kernels.rows import Rows
+from gdn_dispatch.triton_kernels.rule_tensors import (
+    PrefillInputs,
+    States,
+    final_state,
+    flat_tokens,
+)
 from gdn_dispatch.triton_kernels.steps import recurrent_sequences
 from gdn_dispatch.types import GDNOutput
 
@@ -21,7 +27,7 @@ __all__ = ["gated_delta_rule"]
 
 
 def gated_delta_rule(request: RuleRequest, table: LaunchTable) -> GDNOutput:
-    """Run a validated request; metadata, where there is some, has chunks of ``prefill.CHUNK``.
+    """Run a validated request; metadata, where there is some, has chunks of ``rule_tensors.CHUNK``.
 
     Tokens are addressed by one stride. q, k and v whose last stride is not 1, or whose batch rows
     do not follow each other at the stride of tokens times T, are copied first.
@@ -33,7 +39,7 @@ def gated_delta_rule(request: RuleRequest, table: LaunchTable) -> GDNOutput:
     B, T, H, K = request.q.shape
     HV, V = request.v.shape[2:]
     meta, device = request.meta, request.v.device
-    q, k, v = (_tokens(x) for x in (request.q, request.k, request.v))
+    q, k, v = (flat_tokens(x) for x in (request.q, request.k, request.v))
     g, beta = (x.flatten(0, 1) for x in (request.g, request.beta))
     out = torch.empty(B, T, HV, V, dtype=request.v.dtype, device=device)
     if meta is None:
@@ -45,7 +51,7 @@ def gated_delta_rule(request: RuleRequest, table: LaunchTable) -> GDNOutput:
     flat = out.flatten(0, 1)
     if lived < B * T:
         flat[lived:].zero_()
-    initial, final = request.initial_state, _final_state(request, rows.num_seqs)
+    initial, final = request.initial_state, final_state(request, rows.num_seqs)
     shape = LaunchShape(
         device=device,
         rows=rows.num_seqs,
@@ -84,19 +90,3 @@ def gated_delta_rule(request: RuleRequest, table: LaunchTable) -> GDNOutput:
         states = States(initial, final, request.state_v_first)
         chunk_rule(inputs, rows, states, flat, table.prefill(shape))
     return GDNOutput(out, final)
-
-
-def _tokens(x: torch.Tensor) -> torch.Tensor:
-    """``[B, T, heads, dim]`` as ``[B*T, heads, dim]`` with last stride 1."""
-    return (x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()).flatten(0, 1)
-
-
-def _final_state(request: RuleRequest, rows: int) -> torch.Tensor | None:
-    if not request.output_final_state:
-        return None
-    state = request.initial_state
-    if request.donate_initial_state and state is not None and state.dtype == torch.float32:
-        return state  # a program reads its part before it writes it
-    K, (HV, V) = request.k.shape[3], request.v.shape[2:]
-    shape = (rows, HV, V, K) if request.state_v_first else (rows, HV, K, V)
-    return torch.empty(shape, dtype=torch.float32, device=request.v.device)

@@ -16,11 +16,13 @@ import torch
 import triton
 
 from gdn_dispatch.triton_kernels.capture import is_capturing
+from gdn_dispatch.triton_kernels.rule_tensors import CHUNK
 from gdn_dispatch.triton_kernels.segments_kernel import join_segments_kernel, segment_kernel
 
 if TYPE_CHECKING:
-    from gdn_dispatch.triton_kernels.prefill import PrefillConfig, PrefillInputs, States
+    from gdn_dispatch.triton_kernels.prefill import PrefillConfig
     from gdn_dispatch.triton_kernels.rows import Rows
+    from gdn_dispatch.triton_kernels.rule_tensors import PrefillInputs, States
     from gdn_dispatch.triton_kernels.tiles import Tiles
 
 __all__ = [
@@ -31,8 +33,6 @@ __all__ = [
     "segment_tokens",
     "split_into_segments",
 ]
-
-_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +88,7 @@ def segment_tokens(config: SegmentConfig, *, tokens: int, max_seqlen: int, progr
         programs: Of the recurrence, per row.
     """
     share = tokens * programs / config.programs
-    size = max(config.min_tokens, -(-int(share) // _CHUNK) * _CHUNK)
+    size = max(config.min_tokens, -(-int(share) // CHUNK) * CHUNK)
     return size if max_seqlen > (config.least - 1) * size else 0
 
 
@@ -135,7 +135,7 @@ def split_into_segments(
         return None
     longest = rows.max_seqlen
     if rows.chunks is not None and is_capturing(v.device):
-        longest = max(longest, rows.chunks.count * _CHUNK)  # as long as a row of a replay may be
+        longest = max(longest, rows.chunks.count * CHUNK)  # as long as a row of a replay may be
     count = triton.cdiv(longest, size)
     n = rows.num_seqs
     before = torch.empty(n * count, HV, V, K, dtype=torch.float32, device=v.device)
@@ -177,7 +177,7 @@ def split_into_segments(
         V=V,
         BK=padded_k,
         BV=block_v,
-        BT=_CHUNK,
+        BT=CHUNK,
         DESCRIPTORS=tiles is not None,
         PRECISION=config.precision,
         STAGES=how.num_stages,

@@ -12,11 +12,13 @@ import memory
 import planning
 import pytest
 import torch
-from gdn_dispatch_ascend.kernels.prefill import Inputs, States, chunk_rule
-from gdn_dispatch_ascend.kernels.rows import dense_rows
+from gdn_dispatch_ascend.kernels.prefill import chunk_rule
 from gdn_dispatch_ascend.kernels.steps import recurrent_rule
 from gdn_dispatch_ascend.kernels.tiling import Tiling
 from plugins import OF_910B3
+
+from gdn_dispatch.triton_kernels.dense import dense_rows
+from gdn_dispatch.triton_kernels.rule_tensors import PrefillInputs, States
 
 SERVED, MADE = cases.launches()
 needs_compiler = pytest.mark.skipif(
@@ -72,7 +74,7 @@ def oversized(rule, tiling, V):
     g = torch.zeros(64, 1)
     with lowering.recorded() as made:
         rule(
-            Inputs(q, q, v, g, g), dense_rows(1, 64, torch.device("cpu")),
+            PrefillInputs(q, q, v, g, g), dense_rows(1, 64, torch.device("cpu"), chunked=True),
             States(final=torch.zeros(1, 1, V, 128)), torch.zeros_like(v), OF_910B3, tiling,
         )  # fmt: skip
     return made[-1]

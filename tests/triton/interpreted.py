@@ -12,7 +12,8 @@ from gdn_dispatch import Available, BackendInfo, hookimpl
 from gdn_dispatch.capability import Capability, Feature
 from gdn_dispatch.triton_kernels import attention, rule
 from gdn_dispatch.triton_kernels.conv import ConvConfig
-from gdn_dispatch.triton_kernels.prefill import CHUNK, PrefillConfig
+from gdn_dispatch.triton_kernels.prefill import PrefillConfig
+from gdn_dispatch.triton_kernels.rule_tensors import CHUNK
 from gdn_dispatch.triton_kernels.segments import SegmentConfig
 from gdn_dispatch.triton_kernels.steps import StepConfig
 

@@ -9,14 +9,9 @@ import torch
 from gdn_dispatch.testing.numbers import relative_error
 from gdn_dispatch.testing.rule_inputs import Dims, RuleInputs, inputs_with, mamba_gates
 from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule
-from gdn_dispatch.triton_kernels.prefill import (
-    CHUNK,
-    PrefillConfig,
-    PrefillInputs,
-    States,
-    chunk_rule,
-)
+from gdn_dispatch.triton_kernels.prefill import PrefillConfig, chunk_rule
 from gdn_dispatch.triton_kernels.rows import Chunks, Rows, Slots
+from gdn_dispatch.triton_kernels.rule_tensors import CHUNK, PrefillInputs, States
 
 PRECISE = PrefillConfig(block_v=32, precision="ieee", inverse_precision="ieee", num_stages=1)
 

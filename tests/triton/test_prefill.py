@@ -10,7 +10,7 @@ import torch
 from gdn_dispatch.testing.rule_inputs import Dims, no_gates, resetting_gates, strong_gates
 from gdn_dispatch.torch_backend.reference import reference_gates
 from gdn_dispatch.triton_kernels import segments
-from gdn_dispatch.triton_kernels.prefill import States
+from gdn_dispatch.triton_kernels.rule_tensors import States
 from gdn_dispatch.triton_kernels.segments import SegmentConfig, segment_tokens
 from tests.triton.prefill_inputs import PRECISE, check, slots_of, step_of
 

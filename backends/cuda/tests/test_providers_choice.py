@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
+from gdn_dispatch_cuda import providers
 from gdn_dispatch_cuda.providers.choice import (
+    NONE_ABLE,
     OWN,
     Row,
     ShapeFacts,
@@ -141,3 +145,11 @@ def test_a_report_becomes_a_table():
 def test_what_is_no_table_is_refused(data):
     with pytest.raises(ConfigurationError, match=r"measured\.json"):
         parse_table(data)
+
+
+def test_without_a_library_nothing_is_looked_up(monkeypatch):
+    monkeypatch.setattr(providers, "available", tuple)
+    monkeypatch.setattr(providers, "choose", lambda *_: pytest.fail("looked up"))
+    q = torch.zeros(1, 4, 2, 128)
+    request = SimpleNamespace(recurrent=False, q=q)
+    assert providers.choose_provider(request) == NONE_ABLE

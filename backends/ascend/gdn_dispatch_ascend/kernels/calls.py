@@ -9,11 +9,17 @@ import torch
 
 from gdn_dispatch.layer import run_layer
 from gdn_dispatch.triton_kernels.capture import is_capturing
+from gdn_dispatch.triton_kernels.dense import dense_rows
 from gdn_dispatch.triton_kernels.rows import Rows, Slots
+from gdn_dispatch.triton_kernels.rule_tensors import (
+    PrefillInputs,
+    States,
+    final_state,
+    flat_tokens,
+)
 from gdn_dispatch.types import GDNOutput
 from gdn_dispatch_ascend.kernels.conv import conv_prefill, conv_update
-from gdn_dispatch_ascend.kernels.prefill import Inputs, States, chunk_rule
-from gdn_dispatch_ascend.kernels.rows import dense_rows
+from gdn_dispatch_ascend.kernels.prefill import chunk_rule
 from gdn_dispatch_ascend.kernels.steps import recurrent_rule
 from gdn_dispatch_ascend.kernels.tiling import DEFAULT, cores_of
 
@@ -74,10 +80,10 @@ class _Kernels:
 
     def heads_and_gates(
         self, conv: torch.Tensor, a: torch.Tensor, b: torch.Tensor, request: GDNRequest
-    ) -> Inputs:
+    ) -> PrefillInputs:
         T, H, K = conv.shape[0], request.num_heads, request.head_dim_k
         q, k, v = conv.split((H * K, H * K, conv.shape[1] - 2 * H * K), dim=1)
-        return Inputs(
+        return PrefillInputs(
             q=q.view(T, H, K),
             k=k.view(T, H, K),
             v=v.view(T, request.num_v_heads, request.head_dim_v),
@@ -91,11 +97,13 @@ class _Kernels:
             allow_neg_eigval=request.allow_neg_eigval,
         )
 
-    def chunk_rule(self, heads: Inputs, group: SequenceGroup, request: GDNRequest) -> None:
+    def chunk_rule(self, heads: PrefillInputs, group: SequenceGroup, request: GDNRequest) -> None:
         rows = Rows.of(request.meta, group)
         chunk_rule(heads, rows, self._states(request), request.out, self.cores, self.tiling)
 
-    def recurrent_rule(self, heads: Inputs, group: SequenceGroup, request: GDNRequest) -> None:
+    def recurrent_rule(
+        self, heads: PrefillInputs, group: SequenceGroup, request: GDNRequest
+    ) -> None:
         recurrent_rule(
             heads, Rows.of(request.meta, group), self._states(request), request.out, self.cores,
             self.tiling, speculative=group is request.meta.speculative,
@@ -124,19 +132,19 @@ def gated_delta_rule(
     meta, device = request.meta, request.v.device
     cores = cores_of(device) if cores is None else cores
     with torch.no_grad():
-        q, k, v = (_tokens(x) for x in (request.q, request.k, request.v))
+        q, k, v = (flat_tokens(x) for x in (request.q, request.k, request.v))
         g, beta = (x.flatten(0, 1) for x in (request.g, request.beta))
         out = torch.empty(B, T, HV, V, dtype=request.v.dtype, device=device)
         if meta is None:
-            rows, lived = dense_rows(B, T, device), B * T
+            rows, lived = dense_rows(B, T, device, chunked=not request.recurrent), B * T
         elif meta.prefill is None:  # no sequences
-            rows, lived = dense_rows(0, 0, device), 0
+            rows, lived = dense_rows(0, 0, device, chunked=not request.recurrent), 0
         else:
             rows, lived = Rows.of(meta, meta.prefill), meta.plan.num_tokens
         flat = out.flatten(0, 1)
         if lived < B * T:
             flat[lived:].zero_()
-        inputs = Inputs(
+        inputs = PrefillInputs(
             q, k, v, g, beta,
             A_log=request.A_log,
             dt_bias=request.dt_bias,
@@ -145,24 +153,8 @@ def gated_delta_rule(
             beta_is_logit=request.use_beta_sigmoid_in_kernel,
             allow_neg_eigval=request.allow_neg_eigval,
         )  # fmt: skip
-        final = _final_state(request, rows.num_seqs)
+        final = final_state(request, rows.num_seqs)
         states = States(request.initial_state, final, request.state_v_first)
         rule = recurrent_rule if request.recurrent else chunk_rule
         rule(inputs, rows, states, flat, cores, tiling)
     return GDNOutput(out, final)
-
-
-def _tokens(x: torch.Tensor) -> torch.Tensor:
-    """``[B, T, heads, dim]`` as ``[B*T, heads, dim]`` with last stride 1."""
-    return (x if x.stride(3) == 1 or x.shape[3] == 1 else x.contiguous()).flatten(0, 1)
-
-
-def _final_state(request: RuleRequest, rows: int) -> torch.Tensor | None:
-    if not request.output_final_state:
-        return None
-    state = request.initial_state
-    if request.donate_initial_state and state is not None and state.dtype == torch.float32:
-        return state  # a task reads its part before it writes it
-    K, (HV, V) = request.k.shape[3], request.v.shape[2:]
-    shape = (rows, HV, V, K) if request.state_v_first else (rows, HV, K, V)
-    return torch.empty(shape, dtype=torch.float32, device=request.v.device)

@@ -9,7 +9,6 @@ U nor the new values.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -21,72 +20,23 @@ from gdn_dispatch_ascend.kernels.tiling import DEFAULT, grid, padded
 from gdn_dispatch_ascend.meta import CHUNK_SIZE
 
 if TYPE_CHECKING:
-    from gdn_dispatch.triton_kernels.rows import Rows, Slots
+    from gdn_dispatch.triton_kernels.rows import Rows
+    from gdn_dispatch.triton_kernels.rule_tensors import PrefillInputs, States
     from gdn_dispatch_ascend.kernels.tiling import Cores, Tiling
 
-__all__ = ["Inputs", "States", "chunk_rule"]
+__all__ = ["chunk_rule", "state_strides"]
 
 _MOST_HEADS: Final = 64
 """Value heads whose gates are worked on together."""
 
 
-@dataclass(slots=True, eq=False)
-class Inputs:
-    """What the rule reads, for all tokens of the step.
-
-    Attributes:
-        q, k: ``[T, H, K]``; last stride 1. v: ``[T, HV, V]`` likewise. bf16, fp16 or fp32.
-        g: ``[T, HV]`` natural-log decay, <= 0, may be -inf; or the raw gate, with ``A_log``.
-        beta: ``[T, HV]`` write strength, or its logit. Both: any float dtype, any strides.
-        A_log: ``[HV]``, or None: ``g`` is the decay. dt_bias: ``[HV]``, or None: 0.
-        scale: Factor on the output.
-        l2norm: Normalise q and k over K (x / sqrt(sum x^2 + 1e-6)).
-        beta_is_logit: Write strength is ``sigmoid(beta)``.
-        allow_neg_eigval: Write strength is doubled.
-    """
-
-    q: torch.Tensor
-    k: torch.Tensor
-    v: torch.Tensor
-    g: torch.Tensor
-    beta: torch.Tensor
-    A_log: torch.Tensor | None = None
-    dt_bias: torch.Tensor | None = None
-    scale: float = 1.0
-    l2norm: bool = False
-    beta_is_logit: bool = False
-    allow_neg_eigval: bool = False
-
-
-@dataclass(slots=True, eq=False)
-class States:
-    """Where states come from and go to.
-
-    Attributes:
-        initial: ``[slots, HV, V, K]`` with ``state_v_first``, else ``[slots, HV, K, V]``; any
-            strides, any float dtype. None: zeros.
-        final: The same tensor, for a pool; another one; or None: not wanted.
-        state_v_first: The layout of both.
-        slots: Which rows of the two belong to which sequence, and the checkpoints (which go to
-            ``final``). None: row i of the group has index i in both, and a row of no tokens leaves
-            its initial state, or zeros, in ``final``.
-    """
-
-    initial: torch.Tensor | None = None
-    final: torch.Tensor | None = None
-    state_v_first: bool = True
-    slots: Slots | None = None
-
-    def strides(self, state: torch.Tensor | None) -> tuple[int, int, int, int]:
-        """Strides of slot, head, value and key."""
-        if state is None:
-            return 0, 0, 1, 1
-        slot, head, first, last = state.stride()
-        return (slot, head, first, last) if self.state_v_first else (slot, head, last, first)
+def state_strides(states: States, state: torch.Tensor | None) -> tuple[int, int, int, int]:
+    """Strides of slot, head, value and key; where there is no state, those that stride nothing."""
+    return (0, 0, 1, 1) if state is None else states.strides(state)
 
 
 def chunk_rule(
-    inputs: Inputs,
+    inputs: PrefillInputs,
     rows: Rows,
     states: States,
     out: torch.Tensor,
@@ -140,7 +90,7 @@ def chunk_rule(
     block = min(tiling.prefill_values, padded(V))
     slots, initial, final = states.slots, states.initial, states.final
     checkpoints = None if slots is None else slots.checkpoint_sequences
-    from_strides, to_strides = states.strides(initial), states.strides(final)
+    from_strides, to_strides = state_strides(states, initial), state_strides(states, final)
     write = None if slots is None else slots.write
     read = None if slots is None else slots.read
     recurrence_kernel[grid(rows.num_seqs * HV * triton.cdiv(V, block), cores.cube)](

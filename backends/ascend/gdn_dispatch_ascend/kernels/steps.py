@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import triton
 
+from gdn_dispatch_ascend.kernels.prefill import state_strides
 from gdn_dispatch_ascend.kernels.steps_kernel import recurrent_kernel
 from gdn_dispatch_ascend.kernels.tiling import DEFAULT, grid, padded
 
@@ -13,14 +14,14 @@ if TYPE_CHECKING:
     import torch
 
     from gdn_dispatch.triton_kernels.rows import Rows
-    from gdn_dispatch_ascend.kernels.prefill import Inputs, States
+    from gdn_dispatch.triton_kernels.rule_tensors import PrefillInputs, States
     from gdn_dispatch_ascend.kernels.tiling import Cores, Tiling
 
 __all__ = ["recurrent_rule"]
 
 
 def recurrent_rule(
-    inputs: Inputs,
+    inputs: PrefillInputs,
     rows: Rows,
     states: States,
     out: torch.Tensor,
@@ -49,7 +50,7 @@ def recurrent_rule(
     H, K = k.shape[1:]
     HV, V = v.shape[1:]
     initial, final, slots = states.initial, states.final, states.slots
-    from_strides, to_strides = states.strides(initial), states.strides(final)
+    from_strides, to_strides = state_strides(states, initial), state_strides(states, final)
     model = from_strides if final is None else to_strides
     write = None if slots is None else slots.write
     read = write if slots is None or slots.read is None else slots.read

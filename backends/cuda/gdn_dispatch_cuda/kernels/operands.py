@@ -7,6 +7,7 @@ from typing import Final
 import torch
 import triton
 
+from gdn_dispatch.triton_kernels.rule_tensors import flat_tokens
 from gdn_dispatch_cuda.kernels.operands_kernel import gates_kernel, unit_heads_kernel
 
 __all__ = ["gates", "unit_heads"]
@@ -25,7 +26,7 @@ def unit_heads(q: torch.Tensor, k: torch.Tensor) -> tuple[torch.Tensor, torch.Te
     out = torch.empty(2, B, T, H, K, dtype=q.dtype, device=q.device)
     pairs = B * T * H
     if pairs:
-        q, k = _tokens(q), _tokens(k)
+        q, k = flat_tokens(q), flat_tokens(k)
         unit_heads_kernel[(2 * triton.cdiv(pairs, _ROWS),)](
             q, k, out[0], out[1], pairs, H, q.stride(0), q.stride(1), k.stride(0), k.stride(1),
             K=K, BK=triton.next_power_of_2(K), ROWS=_ROWS, num_warps=4,
@@ -66,8 +67,3 @@ def gates(
             PAIRS=_PAIRS, num_warps=4,
         )  # fmt: skip
     return out[0], out[1]
-
-
-def _tokens(x: torch.Tensor) -> torch.Tensor:
-    """``[B, T, H, K]`` as ``[B*T, H, K]`` with last stride 1."""
-    return (x if x.stride(3) == 1 else x.contiguous()).flatten(0, 1)

@@ -7,7 +7,7 @@ refuses what its library would silently get wrong. Importing one imports nothing
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from gdn_dispatch.errors import BackendNotInstalledError, UnsupportedRequestError
@@ -15,6 +15,7 @@ from gdn_dispatch.types import ProviderInfo
 from gdn_dispatch_cuda.capability import CAPABILITY, INVARIANT
 from gdn_dispatch_cuda.providers import fla, flash_qla, flashinfer
 from gdn_dispatch_cuda.providers.choice import (
+    NONE_ABLE,
     OWN,
     UNMEASURED,
     Choice,
@@ -55,16 +56,24 @@ def available() -> tuple[str, ...]:
 def choose_provider(request: RuleRequest) -> Choice:
     """Who runs a rule for which no provider was asked; see ``choice.choose``.
 
-    Of the libraries installed, only those that can run this very call are looked at.
+    Of the libraries installed, only those that can run this very call are looked at. A call costs a
+    look-up: sizes that came before are remembered, as one layer's are another's in the same step.
     """
     table = load_table()
     if not table.rows:
         return UNMEASURED
     if request.recurrent:
         return Choice(OWN, "own kernels: adapters have the chunk rule only")
-    able = [name for name in available() if _can_run(name, request)]
+    able = tuple(name for name in available() if _can_run(name, request))
+    if not able:
+        return NONE_ABLE
     major, minor = compute_capability(request.q.device)
-    return choose(_facts(request, f"{major}.{minor}"), able, table)
+    return _chosen(_facts(request, f"{major}.{minor}"), able)
+
+
+@lru_cache(maxsize=1024)
+def _chosen(facts: ShapeFacts, able: tuple[str, ...]) -> Choice:
+    return choose(facts, able, load_table())
 
 
 def run(provider: str, request: RuleRequest) -> GDNOutput:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "NONE_ABLE",
     "OWN",
     "UNMEASURED",
     "Choice",
@@ -113,6 +114,7 @@ _L2NORM: Final = {"calls": True, "prefill": False}
 """Parts of a report that a table is made of, and whether q and k are normalised in their calls."""
 
 UNMEASURED: Final = Choice(OWN, "own kernels: nothing was measured")
+NONE_ABLE: Final = Choice(OWN, "own kernels: no library is installed that can run this call")
 
 
 def choose(facts: ShapeFacts, available: Iterable[str], table: Table) -> Choice:
