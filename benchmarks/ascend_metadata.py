@@ -31,8 +31,7 @@ import torch
 from gdn_dispatch_ascend.meta import build_chunk_meta, spec_for
 
 from gdn_dispatch.plan.batch import plan_batch
-from gdn_dispatch.plan.chunks import ChunkTables
-from gdn_dispatch.plan.layout import Contents, fill, measure
+from gdn_dispatch.plan.layout import Contents, NumpyTables, TablesRequest, fill, measure
 from gdn_dispatch.types import MetaRequest
 
 if TYPE_CHECKING:
@@ -121,12 +120,12 @@ def variants(num_seqs: int, num_tokens: int) -> dict[str, Callable[[], object]]:
     starts = ragged_starts(num_seqs, num_tokens)
     cu = torch.from_numpy(starts)
     plan = plan_batch(starts)
-    sizes = spec_for(NUM_V_HEADS).table_sizes
-    room = measure(Contents({}, ChunkTables(plan.seq_lens, sizes), None, {}))
+    request = TablesRequest(plan.seq_lens, spec_for(NUM_V_HEADS).table_sizes, 0)
+    room = measure(Contents({}, NumpyTables(request), {}))
     flat = np.zeros(room.num_words, np.int32)
 
     def tables() -> None:
-        what = Contents({}, ChunkTables(plan.seq_lens, sizes), None, {})
+        what = Contents({}, NumpyTables(request), {})
         fill(measure(what), what, flat)
 
     return {

@@ -45,6 +45,11 @@ def test_both_sides_are_what_the_definitions_say(benchmark):
             assert getattr(tables, name).tolist() == tensors[name].tolist() == expected[name], name
 
 
+def test_everything_that_is_timed_runs(benchmark):
+    for function in benchmark.variants(16, 2_000).values():
+        function()
+
+
 def test_the_cases_have_empty_sequences_too(benchmark):
     for num_seqs, num_tokens in benchmark.CASES[2:]:
         starts = benchmark.ragged_starts(num_seqs, num_tokens)
