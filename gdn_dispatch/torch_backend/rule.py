@@ -10,7 +10,7 @@ from gdn_dispatch.torch_backend.kernels.chunk import run_chunks
 from gdn_dispatch.torch_backend.kernels.differentiable import differentiable_gated_delta_rule
 from gdn_dispatch.torch_backend.kernels.gates import decay_from_gate, write_strength
 from gdn_dispatch.torch_backend.kernels.jobs import Heads, SequenceJob
-from gdn_dispatch.torch_backend.kernels.memory import empty_result
+from gdn_dispatch.torch_backend.kernels.memory import empty_output, empty_result
 from gdn_dispatch.torch_backend.kernels.steps import MAX_STEPS_BEFORE_CHUNKS, StepJob, run_steps
 from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule
 from gdn_dispatch.types import GDNOutput
@@ -78,7 +78,7 @@ def _fast(request: RuleRequest) -> GDNOutput:
             final = empty_result(shape, torch.float32, v.device)
         writes = final.transpose(2, 3) if request.state_v_first else final
 
-    out = empty_result(v.shape, v.dtype, v.device)
+    out = empty_output(v)
     jobs = []
     for n, (batch, start, length) in enumerate(spans):
         read = None if reads is None else reads[n]

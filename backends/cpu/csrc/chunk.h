@@ -22,6 +22,7 @@
 // (g = -1e4); integers subtract exactly. Decay below 2^-1000 is zero in fp32 and counts as that.
 #pragma once
 
+#include "ahead.h"
 #include "chunk_operands.h"
 #include "states.h"
 
@@ -147,15 +148,16 @@ GDN_INLINE void substitute(Tile<2> &x, const float *system) {
 
 // V becomes X in place, and the output is written.
 template <class Kind, class F>
-GDN_STAGE void solve_panel(F f, const ChunkScratch<Kind> &s, const Coefficients &c,
+GDN_STAGE void solve_panel(F f, ChunkScratch<Kind> &s, const Coefficients &c,
                            const float *system, const float *attention,
                            const typename Kind::Element *state, bool fresh, float *x,
-                           int64_t columns, char *out, int64_t out_row) {
+                           int64_t columns, char *out, int64_t out_row, Ahead &ahead) {
     const int64_t n = s.block.tokens, terms = fresh ? 0 : s.block.width / Kind::kTerms;
     const int64_t tile = s.block.width / Kind::kTerms * kLanes;
     for (int64_t i = 0; i < n; i += kRows) {
         const int64_t row = i / kLanes * tile + i % kLanes;
         Tile<2> solved;
+        ahead.touch();
         solved.clear();
         solved.template add<Kind, 1>(s.keys + row, kLanes, state, kPanel, terms);
         GDN_UNROLL
@@ -168,8 +170,10 @@ GDN_STAGE void solve_panel(F f, const ChunkScratch<Kind> &s, const Coefficients 
         solved.template add<Single, kChunk>(system + i * kChunk, 1, x, kPanel, i);
         substitute(solved, system + i * kChunk + i);
         solved.store_rows(x + i * kPanel, kPanel);
+        store_update(s, solved, c, i, n);
 
         Tile<2> output;
+        ahead.touch();
         output.clear();
         output.template add<Kind, 1>(s.queries + row, kLanes, state, kPanel, terms);
         output.scale(c.from_query + i);
@@ -181,11 +185,11 @@ GDN_STAGE void solve_panel(F f, const ChunkScratch<Kind> &s, const Coefficients 
 
 template <class Kind>
 GDN_STAGE void update_panel(ChunkScratch<Kind> &s, const Coefficients &c, int64_t panel, bool fresh,
-                         float *x) {
+                         Ahead &ahead) {
     const int64_t n = s.block.tokens, width = s.block.width;
-    float *state = s.master + panel * width * kPanel;
-    pack_update(s, c, x, n);
+    const float *state = s.master + panel * width * kPanel;
     for (int64_t k = 0; k < width; k += kRows) {
+        ahead.touch();
         Tile<2> next;
         if (fresh) {
             next.clear();
@@ -198,9 +202,8 @@ GDN_STAGE void update_panel(ChunkScratch<Kind> &s, const Coefficients &c, int64_
         }
         next.template add<Kind, 1>(s.key_rows + k, width, s.update, kPanel,
                                    (n + Kind::kTerms - 1) / Kind::kTerms);
-        next.store_rows(state + k * kPanel, kPanel);
+        store_state(s, next, panel, k);
     }
-    pack_state(s, panel);
 }
 
 // ---- a share ----------------------------------------------------------------------------------
@@ -230,6 +233,9 @@ inline void run_share(const Batch &batch, const Share &share, ChunkScratch<Kind>
         load_block(batch, share, offset, n, kLanes, s.block);
         pack(s, s.block.rows);
         dots(s, rows);
+        Ahead ahead;
+        ahead.begin(batch, share, offset + n, smaller(kChunk, sequence.length - offset - n),
+                    (share.last_panel - share.first_panel) * (width / kRows + 2 * rows / kRows));
         const bool goes_on = offset + n < sequence.length || mark < sequence.last_mark;
         for (int64_t panel = share.first_panel; panel < share.last_panel; ++panel) {
             const int64_t head = panel / panels;
@@ -249,9 +255,9 @@ inline void run_share(const Batch &batch, const Share &share, ChunkScratch<Kind>
             with_format(p.out.dtype, [&](auto f) {
                 solve_panel(f, s, c, system, attention,
                             s.state + panel * (width / Kind::kTerms) * kPanel, fresh, x,
-                            columns_of(panel), out, p.out.token);
+                            columns_of(panel), out, p.out.token, ahead);
             });
-            if (goes_on) update_panel(s, c, panel, fresh, x);
+            if (goes_on) update_panel(s, c, panel, fresh, ahead);
         }
         fresh = false;
         for (; mark < sequence.last_mark && batch.marks[mark].after == offset + n; ++mark)

@@ -46,12 +46,20 @@ GDN_STAGE inline void pack(ChunkScratch<Single> &s, int64_t tokens) {
 
 GDN_INLINE void pack_state(ChunkScratch<Single> &, int64_t) {}
 
-// X weighted by what of it survives to the end of the chunk.
-GDN_INLINE void pack_update(ChunkScratch<Single> &s, const Coefficients &c, float *x, int64_t n) {
-    for (int64_t t = 0; t < n; ++t)
-        for (int64_t v = 0; v < kPanel; v += kLanes)
-            store(x + t * kPanel + v, load(x + t * kPanel + v) * c.to_end[t]);
-    s.update = x;
+// Rows of X weighted by what of them survives to the end of the chunk; none past its n tokens.
+GDN_INLINE void store_update(ChunkScratch<Single> &s, const Tile<2> &x, const Coefficients &c,
+                             int64_t row, int64_t) {
+    GDN_UNROLL
+    for (int m = 0; m < kRows; ++m)
+        GDN_UNROLL
+        for (int v = 0; v < 2; ++v)
+            store(s.update + (row + m) * kPanel + v * kLanes, x.sums[m][v] * c.to_end[row + m]);
+}
+
+// Rows of a panel's state, from `row` on.
+GDN_INLINE void store_state(ChunkScratch<Single> &s, const Tile<2> &rows, int64_t panel,
+                            int64_t row) {
+    rows.store_rows(s.master + (panel * s.block.width + row) * kPanel, kPanel);
 }
 
 #if defined(__AVX512BF16__)
@@ -87,15 +95,27 @@ GDN_STAGE inline void pack_state(ChunkScratch<Pairs> &s, int64_t panel) {
                   pair(load(from + k * kPanel + v), load(from + (k + 1) * kPanel + v)));
 }
 
-GDN_STAGE inline void pack_update(ChunkScratch<Pairs> &s, const Coefficients &c, float *x,
-                                  int64_t n) {
-    for (int64_t t = 0; t < n; t += 2)
-        for (int64_t v = 0; v < kPanel; v += kLanes) {
-            const Floats even = load(x + t * kPanel + v) * c.to_end[t];
-            const Floats odd =
-                t + 1 < n ? load(x + (t + 1) * kPanel + v) * c.to_end[t + 1] : Floats{};
-            store(s.update + t / 2 * kPanel + v, pair(even, odd));
+GDN_INLINE void store_update(ChunkScratch<Pairs> &s, const Tile<2> &x, const Coefficients &c,
+                             int64_t row, int64_t n) {
+    GDN_UNROLL
+    for (int m = 0; m < kRows; m += 2)
+        GDN_UNROLL
+        for (int v = 0; v < 2; ++v) {
+            const Floats even = x.sums[m][v] * c.to_end[row + m];
+            const Floats odd = row + m + 1 < n ? x.sums[m + 1][v] * c.to_end[row + m + 1] : Floats{};
+            store(s.update + (row + m) / 2 * kPanel + v * kLanes, pair(even, odd));
         }
+}
+
+GDN_INLINE void store_state(ChunkScratch<Pairs> &s, const Tile<2> &rows, int64_t panel,
+                            int64_t row) {
+    rows.store_rows(s.master + (panel * s.block.width + row) * kPanel, kPanel);
+    uint32_t *pairs = s.state + (panel * s.block.width + row) / 2 * kPanel;
+    GDN_UNROLL
+    for (int m = 0; m < kRows; m += 2)
+        GDN_UNROLL
+        for (int v = 0; v < 2; ++v)
+            store(pairs + m / 2 * kPanel + v * kLanes, pair(rows.sums[m][v], rows.sums[m + 1][v]));
 }
 #endif
 

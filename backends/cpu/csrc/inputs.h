@@ -170,14 +170,21 @@ inline void row_factors(const float *rows, int64_t width, int64_t n, bool l2norm
                         float *to) {
     for (int64_t t = 0; t < kChunk; ++t) to[t] = factor;
     if (!l2norm) return;
-    for (int64_t t = 0; t < n; ++t) {
-        Floats squares{};
+    const auto squares = [&](int64_t t) {
+        Floats total{};
         for (int64_t c = 0; c < width; c += kLanes) {
             const Floats x = load(rows + t * width + c);
-            squares = fma(x, x, squares);
+            total = fma(x, x, total);
         }
-        to[t] = factor / __builtin_sqrtf(sum(squares) + 1e-6f);
+        return total;
+    };
+    int64_t t = 0;
+    for (; t + kLanes <= n; t += kLanes) {
+        Floats some[kLanes];
+        for (int i = 0; i < kLanes; ++i) some[i] = squares(t + i);
+        store(to + t, factor / sqrt(sums(some) + 1e-6f));
     }
+    for (; t < n; ++t) to[t] = factor / __builtin_sqrtf(sum(squares(t)) + 1e-6f);
 }
 
 // One number a token, fp32; zeros from n on.

@@ -54,10 +54,10 @@ ChunkScratch<Kind> take_chunk(Carver &carver, const gdn_problem &p) {
     if constexpr (Kind::kTerms > 1) {
         s.key_rows = carver.take<Element>(kChunk / Kind::kTerms * width);
         s.state = carver.take<Element>(panels * width / Kind::kTerms * kPanel);
-        s.update = carver.take<Element>(kChunk / Kind::kTerms * kPanel);
     } else {
         s.state = s.master;
     }
+    s.update = carver.take<Element>(kChunk / Kind::kTerms * kPanel);
     s.key_dots = carver.take<float>(kChunk * kChunk);
     s.query_dots = carver.take<float>(kChunk * kChunk);
     s.system = carver.take<float>(r * kChunk * kChunk);

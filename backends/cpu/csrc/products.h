@@ -28,11 +28,15 @@ struct Pairs {
     static GDN_INLINE Words operand(const uint32_t *b) { return load<Words>(b); }
 };
 
+// Numbers of halves 0, 16, 1, 17, ...
+GDN_INLINE __m512i interleaved() {
+    return (__m512i)(lane_numbers() + ((lane_numbers() + kLanes) << 16));
+}
+
 // Words of pairs: `even` rounded to bf16 in the lower halves, `odd` in the upper.
 GDN_INLINE Words pair(Floats even, Floats odd) {
-    const Words low = widen((Halves)_mm512_cvtneps_pbh((__m512)even));
-    const Words high = widen((Halves)_mm512_cvtneps_pbh((__m512)odd));
-    return low | (high << 16);
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+    return (Words)_mm512_permutexvar_epi16(interleaved(), both);
 }
 #endif
 

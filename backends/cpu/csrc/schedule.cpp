@@ -4,6 +4,8 @@
 #include <atomic>
 #include <cstdlib>
 
+#include <omp.h>
+
 namespace gdn {
 namespace {
 
@@ -51,16 +53,46 @@ void cut(const Kernels &kernels, const Plan &plan, const gdn_problem &p,
         return plan.sequences[(size_t)a].length > plan.sequences[(size_t)b].length;
     });
     shares.clear();
-    for (int64_t n : order) {
+    // In as many rounds as there are threads, so that the run of every thread begins with a long one.
+    for (int64_t i = 0, first = 0, at = 0; i < (int64_t)order.size(); ++i, at += p.num_threads) {
+        if (at >= (int64_t)order.size()) at = ++first;
+        const int64_t n = order[(size_t)at];
         // Of `wanted` shares in all, as many as the sequence has of the tokens.
         const int64_t length = plan.sequences[(size_t)n].length;
         int64_t parts = (wanted * length / tokens + p.num_heads - 1) / p.num_heads;
         parts = std::clamp<int64_t>(parts, 1, panels);
         for (int64_t h = 0; h < p.num_heads; ++h)
-            for (int64_t i = 0; i < parts; ++i)
-                shares.push_back({n, h, panels * i / parts, panels * (i + 1) / parts});
+            for (int64_t j = 0; j < parts; ++j)
+                shares.push_back({n, h, panels * j / parts, panels * (j + 1) / parts});
     }
 }
+
+// Shares handed out: every thread has a run of them, and takes others' when its own are done. A
+// state that a thread has in its cache so comes back to that thread with the next call, and yet no
+// thread waits while there is work.
+class Deal {
+public:
+    Deal(int64_t threads, int64_t num_shares) : taken_((size_t)threads), num_shares_(num_shares) {}
+
+    // The next share for a thread of a team of `threads`; -1 when there are none.
+    int64_t next(int64_t thread, int64_t threads) {
+        for (int64_t i = 0; i < threads; ++i) {
+            const int64_t owner = (thread + i) % threads;
+            std::atomic<int64_t> &taken = taken_[(size_t)owner].shares;
+            const int64_t share =
+                num_shares_ * owner / threads + taken.fetch_add(1, std::memory_order_relaxed);
+            if (share < num_shares_ * (owner + 1) / threads) return share;
+        }
+        return -1;
+    }
+
+private:
+    struct alignas(kAlignment) Taken {
+        std::atomic<int64_t> shares{0};
+    };
+    std::vector<Taken> taken_;
+    int64_t num_shares_;
+};
 
 }  // namespace
 
@@ -89,9 +121,11 @@ int64_t run(const Kernels &kernels, const Plan &plan, Batch batch) {
     const int64_t num_shares = (int64_t)shares.size();
     const Share *first_share = shares.data();
     const int64_t num_lines = (int64_t)plan.sequences.size() * p.num_heads;
+    const int64_t threads = std::min(p.num_threads, num_shares);
+    Deal deal(threads, num_shares);
     std::atomic<bool> no_memory{false};
 
-#pragma omp parallel num_threads((int)std::min(p.num_threads, num_shares)) default(shared)
+#pragma omp parallel num_threads((int)threads) default(shared)
     {
         char *scratch = scratch_of_thread.of_size(size);
         if (!scratch) no_memory = true;
@@ -103,14 +137,15 @@ int64_t run(const Kernels &kernels, const Plan &plan, Batch batch) {
         }
         // After the barrier all threads agree: either every one has memory, or nothing is written.
         if (!no_memory) {
-#pragma omp for schedule(dynamic, 1)
-            for (int64_t i = 0; i < num_shares; ++i) {
+            const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+            for (int64_t i; (i = deal.next(thread, team)) >= 0;) {
                 const Share &share = first_share[i];
                 const bool stepwise = batch.sequences[share.sequence].stepwise;
                 (stepwise ? kernels.run_steps : kernels.run_chunks)(&batch, &share, scratch);
             }
             // Lines last, when no share reads them any more.
             if (conv) {
+#pragma omp barrier
 #pragma omp for schedule(dynamic, 4)
                 for (int64_t i = 0; i < num_lines; ++i)
                     kernels.save_lines(&batch, i / p.num_heads, i % p.num_heads, scratch);

@@ -77,6 +77,17 @@ GDN_INLINE Floats fma(Floats a, Floats b, Floats c) {
 }
 GDN_INLINE Floats fma(float a, Floats b, Floats c) { return fma(splat(a), b, c); }
 
+GDN_INLINE Floats sqrt(Floats v) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_sqrt_ps((__m512)v);
+#elif defined(__FMA__)
+    return (Floats)_mm256_sqrt_ps((__m256)v);
+#else
+    for (int i = 0; i < kLanes; ++i) v[i] = __builtin_sqrtf(v[i]);
+    return v;
+#endif
+}
+
 // Lanes of `yes` where the mask is set, of `no` elsewhere. Masks are all ones or zeros.
 GDN_INLINE Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 
@@ -120,6 +131,25 @@ GDN_INLINE void transpose(V (&rows)[kLanes]) {
     if constexpr (kLanes > 8) exchange_rows<8>(rows);
 }
 
+template <int Step>
+GDN_INLINE void add_pairs(Floats (&rows)[kLanes]) {
+    GDN_UNROLL
+    for (int i = 0; i < kLanes / (2 * Step); ++i) {
+        Floats a = rows[2 * i], b = rows[2 * i + 1];
+        exchange<Step>(a, b, std::make_integer_sequence<int, kLanes>{});
+        rows[i] = a + b;
+    }
+}
+
+// Lane i of the result is the sum over the lanes of rows[i]: a transposition that adds.
+GDN_INLINE Floats sums(Floats (&rows)[kLanes]) {
+    add_pairs<1>(rows);
+    add_pairs<2>(rows);
+    if constexpr (kLanes > 4) add_pairs<4>(rows);
+    if constexpr (kLanes > 8) add_pairs<8>(rows);
+    return rows[0];
+}
+
 // [kLanes][from_row] to [kLanes][to_row], elements of 32 bits.
 template <class T>
 GDN_INLINE void transpose_tile(const T *from, ptrdiff_t from_row, T *to, ptrdiff_t to_row) {
@@ -133,11 +163,20 @@ GDN_INLINE void transpose_tile(const T *from, ptrdiff_t from_row, T *to, ptrdiff
 
 // ---- 16-bit formats ---------------------------------------------------------------------------
 
+// GCC converts vectors of 512 bits in two halves where one instruction does.
+#if defined(__AVX512F__)
+GDN_INLINE Words widen(Halves v) { return (Words)_mm512_cvtepu16_epi32((__m256i)v); }
+GDN_INLINE Halves narrow(Words v) { return (Halves)_mm512_cvtepi32_epi16((__m512i)v); }
+#else
 GDN_INLINE Words widen(Halves v) { return __builtin_convertvector(v, Words); }
 GDN_INLINE Halves narrow(Words v) { return __builtin_convertvector(v, Halves); }
+#endif
 
 GDN_INLINE Floats from_bfloat16(Halves v) { return (Floats)(widen(v) << 16); }
 
+#if defined(__AVX512BF16__)
+GDN_INLINE Halves to_bfloat16(Floats v) { return (Halves)_mm512_cvtneps_pbh((__m512)v); }
+#else
 GDN_INLINE Words round_bfloat16(Floats v) {
     // To nearest, ties to even, in the upper half; a NaN keeps a bit that rounding cannot carry.
     Words bits = (Words)v;
@@ -146,6 +185,7 @@ GDN_INLINE Words round_bfloat16(Floats v) {
 }
 
 GDN_INLINE Halves to_bfloat16(Floats v) { return narrow(round_bfloat16(v) >> 16); }
+#endif
 
 GDN_INLINE Floats from_float16(Halves v) {
     Words wide = widen(v);

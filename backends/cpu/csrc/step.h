@@ -22,6 +22,9 @@ struct StepScratch {
 // read as one run of memory.
 constexpr int kWide = kLanes == 16 ? 8 : 4;
 
+// Vectors of a key that stay in registers beside as many of the query, where states are rows of K.
+constexpr int kHeld = kLanes == 16 ? 8 : 4;
+
 // Turns a block's rows and gates into what `Token` takes.
 inline void prepare_steps(const Share &share, int64_t panels, StepScratch &s) {
     Block &b = s.block;
@@ -157,8 +160,12 @@ inline void run_share(const Batch &batch, const Share &share, StepScratch &s) {
                 continue;
             }
             const int64_t columns = smaller(kPanel, V - column);
-            if (place == Place::kRowsOfK)
-                StateStrip<RowsOfK>{batch, sequence, s, value_head, column, columns, panel, true}
+            if (place == Place::kRowsOfK && p.head_dim_k == kHeld * kLanes)
+                StateStrip<RowsOfK<kHeld>>{batch,  sequence, s,     value_head,
+                                           column, columns,  panel, true}
+                    .run(offset, head, out);
+            else if (place == Place::kRowsOfK)
+                StateStrip<RowsOfK<0>>{batch, sequence, s, value_head, column, columns, panel, true}
                     .run(offset, head, out);
             else
                 StateStrip<RowsOfV<2>>{batch,  sequence, s,     value_head,

@@ -60,41 +60,38 @@ struct RowsOfV {
     }
 };
 
-// K innermost, a multiple of kLanes: kLanes rows at a time, whose sums become vectors of V.
+// K innermost, a multiple of kLanes: kLanes rows at a time, whose sums become vectors of V. With
+// Width vectors a row, key and query stay in registers; 0: any number, and they are loaded again.
+template <int Width>
 struct RowsOfK {
     static constexpr int kVectors = 2;
 
     static int64_t scratch_row(int64_t width) { return width; }
 
-    // Lane i of the result is the sum over the lanes of sums[i]: a transposition that adds.
-    static GDN_INLINE Floats add_up(Floats (&sums)[kLanes]) {
-        add_pairs<1>(sums);
-        add_pairs<2>(sums);
-        if constexpr (kLanes > 4) add_pairs<4>(sums);
-        if constexpr (kLanes > 8) add_pairs<8>(sums);
-        return sums[0];
-    }
+    // A row of K numbers, in registers where there is room for it.
+    struct Row {
+        const float *from;
+        Floats held[Width ? Width : 1];
 
-    template <int Step>
-    static GDN_INLINE void add_pairs(Floats (&sums)[kLanes]) {
-        GDN_UNROLL
-        for (int i = 0; i < kLanes / (2 * Step); ++i) {
-            Floats a = sums[2 * i], b = sums[2 * i + 1];
-            exchange<Step>(a, b, std::make_integer_sequence<int, kLanes>{});
-            sums[i] = a + b;
+        explicit GDN_INLINE Row(const float *numbers) : from(numbers) {
+            GDN_UNROLL
+            for (int i = 0; i < Width; ++i) held[i] = load(from + i * kLanes);
         }
-    }
+        GDN_INLINE Floats at(int64_t i) const { return Width ? held[i] : load(from + i * kLanes); }
+    };
 
     // Row by row, as they lie in memory: rows side by side would load key and query less often, but
     // states come from memory, and its prefetchers follow one stream.
-    static GDN_INLINE void dots(const float *state, int64_t row, int64_t K, const Token<2> &token,
-                                Floats (&memory)[kLanes], Floats (&answer)[kLanes]) {
+    static GDN_INLINE void dots(const float *state, int64_t row, int64_t vectors, const Row &key,
+                                const Row &query, Floats (&memory)[kLanes],
+                                Floats (&answer)[kLanes]) {
         for (int i = 0; i < kLanes; ++i) {
             Floats m{}, a{};
-            for (int64_t k = 0; k < K && state; k += kLanes) {
-                const Floats s = load(state + i * row + k);
-                m = fma(load(token.key + k), s, m);
-                a = fma(load(token.query + k), s, a);
+            GDN_UNROLL
+            for (int64_t k = 0; k < (Width ? Width : vectors); ++k) {
+                const Floats s = load(state + i * row + k * kLanes);
+                m = fma(key.at(k), s, m);
+                a = fma(query.at(k), s, a);
             }
             memory[i] = m, answer[i] = a;
         }
@@ -102,19 +99,22 @@ struct RowsOfK {
 
     static GDN_INLINE void step(const Rows &from, const Rows &to, int64_t K, const Token<2> &token,
                                 Floats (&output)[2]) {
+        const int64_t vectors = K / kLanes;
+        const Row key(token.key);
         for (int n = 0; n < 2; ++n) {
             const float *old = from.data ? from.data + n * kLanes * from.row : nullptr;
-            Floats memory[kLanes], answer[kLanes];
-            dots(old, from.row, K, token, memory, answer);
-            const Floats d = token.beta * fma(-token.decay, add_up(memory), token.value[n]);
-            output[n] = fma(token.decay, add_up(answer), token.key_query * d);
+            Floats memory[kLanes] = {}, answer[kLanes] = {};
+            if (old) dots(old, from.row, vectors, key, Row(token.query), memory, answer);
+            const Floats d = token.beta * fma(-token.decay, sums(memory), token.value[n]);
+            output[n] = fma(token.decay, sums(answer), token.key_query * d);
             if (!to.data) continue;
             for (int i = 0; i < kLanes; ++i) {
                 float *next = to.data + (n * kLanes + i) * to.row;
-                for (int64_t k = 0; k < K; k += kLanes) {
-                    Floats s = load(token.key + k) * d[i];
-                    if (old) s = fma(token.decay, load(old + i * from.row + k), s);
-                    store(next + k, s);
+                GDN_UNROLL
+                for (int64_t k = 0; k < (Width ? Width : vectors); ++k) {
+                    Floats s = key.at(k) * d[i];
+                    if (old) s = fma(token.decay, load(old + i * from.row + k * kLanes), s);
+                    store(next + k * kLanes, s);
                 }
             }
         }

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
-from gdn_dispatch.torch_backend.kernels.memory import empty_result
+from gdn_dispatch.torch_backend.kernels.memory import empty_output, empty_result
 from gdn_dispatch.types import GDNOutput
 from gdn_dispatch_cpu.kernels.failures import refuse
 from gdn_dispatch_cpu.kernels.library import (
@@ -40,7 +40,7 @@ def gated_delta_rule(request: RuleRequest, options: Options = BEST) -> GDNOutput
         else:
             shape = (N, HV, V, K) if request.state_v_first else (N, HV, K, V)
             final = empty_result(shape, torch.float32, v.device)
-    out = empty_result(v.shape, v.dtype, v.device)
+    out = empty_output(v)
 
     qb, qt, qh, qc = q.stride()
     kb, kt, kh, kc = k.stride()
