@@ -68,7 +68,7 @@ for _name in BACKENDS:
 @nox.session
 def cpu_sanitizers(session: nox.Session) -> None:
     """The native kernels under the address and the undefined-behaviour sanitizer, GCC's."""
-    install(session, "-e", ".[testing]", "hypothesis")
+    install(session, "-e", ".[testing]", "hypothesis", "pytest-xdist")
     build = "--config-settings=cmake.define.GDN_SANITIZE=ON"
     install(session, build, "--no-cache-dir", "backends/cpu")
     runtimes = [
@@ -80,7 +80,7 @@ def cpu_sanitizers(session: nox.Session) -> None:
     session.env["ASAN_OPTIONS"] = "detect_leaks=0"
     session.env["UBSAN_OPTIONS"] = "print_stacktrace=1"
     # without the sources on the path, where the package has no library
-    pytest(session, "-rfE", "-o", "pythonpath=.", "backends/cpu/tests")
+    pytest(session, "-n", "2", "-rfE", "-o", "pythonpath=.", "backends/cpu/tests")
 
 
 @nox.session(python="3.11")
