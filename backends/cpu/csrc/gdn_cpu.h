@@ -105,9 +105,8 @@ typedef struct {
     int64_t silu;
 } gdn_layer_call;
 
-// Chunk tables of some block sizes, and conv tiles, of sequences of these lengths.
+// Chunk tables of some block sizes, and conv tiles.
 typedef struct {
-    const int32_t *seq_lens;
     int64_t num_seqs;
     const int64_t *sizes;
     int64_t num_sizes;
@@ -129,10 +128,12 @@ GDN_API int64_t gdn_rule(const gdn_rule_call *call);
 GDN_API int64_t gdn_layer(const gdn_layer_call *call, gdn_fault *fault);
 
 // Chunks of every size, then tiles, then sequences that have tokens, into counts[num_sizes + 2].
-GDN_API void gdn_count_tables(const gdn_tables_call *call, int64_t *counts);
+GDN_API void gdn_count_tables(const gdn_tables_call *call, const int32_t *seq_lens,
+                              int64_t *counts);
 // `places`: first words in `flat` of chunk_indices of every size, then of chunk_offsets,
 // update_chunk_offsets and final_chunk_indices, then of the tiles' sequences and offsets.
-GDN_API void gdn_write_tables(const gdn_tables_call *call, const int64_t *places, int32_t *flat);
+GDN_API void gdn_write_tables(const gdn_tables_call *call, const int32_t *seq_lens,
+                              const int64_t *places, int32_t *flat);
 
 #ifdef __cplusplus
 }

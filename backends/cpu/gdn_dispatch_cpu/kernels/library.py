@@ -48,7 +48,7 @@ ABSENT_STATES: Final = (0,) * 7
 _PROBLEM: Final = "11qd" + 8 * "7q"
 RULE_CALL: Final = struct.Struct(f"={_PROBLEM}3q14q")
 LAYER_CALL: Final = struct.Struct(f"={_PROBLEM}4q16q6q7q7q1q7q7q2q")
-TABLES_CALL: Final = struct.Struct("=5q")
+TABLES_CALL: Final = struct.Struct("=4q")
 
 
 class Fault(ctypes.Structure):
@@ -114,8 +114,9 @@ def load_library() -> Library:
     handle.gdn_rule.argtypes = [ctypes.c_char_p]
     handle.gdn_layer.argtypes = [ctypes.c_char_p, ctypes.POINTER(Fault)]
     handle.gdn_count_tables.restype = handle.gdn_write_tables.restype = None
-    handle.gdn_count_tables.argtypes = [ctypes.c_char_p, ctypes.c_void_p]
-    handle.gdn_write_tables.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_void_p]
+    text, memory = ctypes.c_char_p, ctypes.c_void_p
+    handle.gdn_count_tables.argtypes = [text, text, memory]
+    handle.gdn_write_tables.argtypes = [text, text, text, memory]
     names = {number: name for name, number in PATHS.items()}
     return Library(
         rule=handle.gdn_rule,

@@ -27,16 +27,18 @@ _Int32Array = npt.NDArray[np.int32]
 class CompiledTables:
     """``gdn_dispatch.plan.layout.Tables`` of the library."""
 
-    __slots__ = ("_call", "nonempty", "num_chunks", "num_tiles", "request")
+    __slots__ = ("_call", "_lens", "nonempty", "num_chunks", "num_tiles", "request")
 
     def __init__(self, request: TablesRequest) -> None:
         self.request = request
         lens, sizes, tile = request
         memory = _memory(sizes, tile)
         counts = memory.counts()
-        self._call = TABLES_CALL.pack(_address(lens), lens.size, memory.sizes, len(sizes), tile)
-        load_library().count_tables(self._call, ctypes.addressof(counts))
-        *self.num_chunks, self.num_tiles, num_nonempty = counts
+        self._call = TABLES_CALL.pack(lens.size, memory.sizes, len(sizes), tile)
+        # as bytes: to copy a few numbers takes less time than to ask numpy where they lie
+        self._lens = lens.tobytes()
+        load_library().count_tables(self._call, self._lens, ctypes.addressof(counts))
+        *self.num_chunks, self.num_tiles, num_nonempty = counts[:]
         self.nonempty: _Int32Array | None = None
         if num_nonempty < lens.size:
             self.nonempty = np.flatnonzero(lens).astype(np.int32)
@@ -48,7 +50,10 @@ class CompiledTables:
         # the tables' sections are the first, in the order of gdn_write_tables
         first = islice(layout.sections.values(), places.size // 8)
         load_library().write_tables(
-            self._call, places.pack(*[section.offset for section in first]), _address(flat)
+            self._call,
+            self._lens,
+            places.pack(*[section[0] for section in first]),
+            ctypes.addressof(ctypes.c_char.from_buffer(flat.data)),
         )
 
 
@@ -72,7 +77,3 @@ def _memory(sizes: tuple[int, ...], tile: int) -> _Memory:
     array = (ctypes.c_int64 * len(sizes))(*sizes)
     places = struct.Struct(f"={4 * len(sizes) + 2 * bool(tile)}q")
     return _Memory(ctypes.addressof(array), array, ctypes.c_int64 * (len(sizes) + 2), places)
-
-
-def _address(array: _Int32Array) -> int:
-    return int(array.__array_interface__["data"][0])
