@@ -49,7 +49,7 @@ _BEFORE_HOPPER: Final = PrefillConfig(
     inverse_precision="bf16x3",
 )  # fmt: skip
 _HOPPER: Final = PrefillConfig(block_v=64, num_warps=4, num_stages=3, inverse_precision="fp16")
-_HOPPER_WIDE: Final = replace(_HOPPER, block_v=128, num_warps=8)
+_HOPPER_WIDE: Final = replace(_HOPPER, block_v=128, num_warps=8, late_reads=True)
 _BLACKWELL: Final = replace(_HOPPER, num_warps=8, prepare_columns=32)
 _SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
 _HOPPER_CUT: Final = replace(_HOPPER, segments=_SEGMENTS)
