@@ -5,7 +5,7 @@
 #   h200.sh unpack FOLDER...      archives (*.tar.xz) of site-packages, and packages laid out as is
 #   h200.sh warm [OPTION...]      compile everything, all head counts at once; times nothing
 #   h200.sh run [OPTION...]       the suite; options of `gdn-dispatch bench`, such as --quick
-#   h200.sh table REPORT          from part `calls` of a report, the table that `cuda` chooses by
+#   h200.sh table REPORT...       from parts `prefill` and `calls` of reports, what `cuda` chooses by
 #
 # SITE is where the libraries go (default /tmp/site), OUT where results and logs go (default .).
 # An archive may come in several pieces in several folders; what is there already is kept.
@@ -61,8 +61,12 @@ warm() {
 table() { # into the checkout, where the next run reads it
     PYTHONPATH=".:backends/cuda" "$PYTHON" -c '
 import json, sys
-from gdn_dispatch_cuda.providers.choice import table_from_report
-print(json.dumps(table_from_report(json.load(open(sys.argv[1]))), indent=1))' "$1" >"$OUT/measured.json"
+from gdn_dispatch_cuda.providers.choice import table_from_reports
+reports = [json.load(open(path)) for path in sys.argv[1:]]
+table = table_from_reports(*reports)
+rows = [json.dumps(row) for row in table.pop("rows")]
+head = json.dumps(table, indent=1).removesuffix("\n}")
+print(head + ",\n \"rows\": [\n  " + ",\n  ".join(rows) + "\n ]\n}")' "$@" >"$OUT/measured.json"
     cp "$OUT/measured.json" backends/cuda/gdn_dispatch_cuda/providers/measured.json
 }
 

@@ -49,6 +49,13 @@ class PrefillConfig:
         prepare_registers: Of the preparation; a cap on registers lets more programs share a
             multiprocessor, and spills.
         prepare_programs: Programs of the preparation that fill the device.
+        prepare_columns: Columns of q and k that the preparation multiplies at a time, a power of
+            two >= 16; None: all. Fewer take fewer registers, and longer.
+        parts: Parts of K, a power of two, that warps of the recurrence share out among themselves,
+            so that none has to hold operands of all of K. More than one: no descriptors, and
+            fp16 or fp32 inputs.
+        late_reads: In the chunk that descriptors cannot read, a row's last, q and the scores are
+            read after the products of k, which takes fewer registers, and longer.
         precision: Of products of fp32 operands, as Triton names it: "tf32", "tf32x3", "ieee".
             bf16 inputs have bf16 operands; fp16 inputs are widened, since a state may exceed fp16.
         inverse_precision: The same for the inverse, whose operands are fp32 whatever the inputs;
@@ -64,6 +71,9 @@ class PrefillConfig:
     use_descriptors: bool = True
     prepare_registers: int | None = None
     prepare_programs: int = 1056
+    prepare_columns: int | None = None
+    parts: int = 1
+    late_reads: bool = False
     precision: str = "tf32x3"
     inverse_precision: str = "bf16x3"
     segments: SegmentConfig | None = None
@@ -131,6 +141,7 @@ def chunk_rule(
             K=K,
             BK=padded_k,
             BT=CHUNK,
+            COLUMNS=min(config.prepare_columns or padded_k, padded_k),
             GROUP=group,
             HEADS=heads,
             L2NORM=inputs.l2norm,
@@ -146,7 +157,7 @@ def chunk_rule(
     block_v = block_of(config.block_v, V)
     programs = triton.cdiv(V, block_v) * HV
     tiles = None
-    if config.use_descriptors and operand == v.dtype:
+    if config.use_descriptors and config.parts == 1 and operand == v.dtype:
         tiles = tiles_of(inputs.q, inputs.k, inputs.v, matrices, factors, block_v=block_v)
     cut = None
     if config.segments is not None:
@@ -201,6 +212,8 @@ def chunk_rule(
         BV=block_v,
         BT=CHUNK,
         SEGMENTED=cut is not None,
+        PARTS=min(config.parts, padded_k // 16) if operand == torch.float32 else 1,
+        LATE=config.late_reads,
         PRECISION=config.precision,
         DESCRIPTORS=tiles is not None,
         STAGES=config.num_stages,

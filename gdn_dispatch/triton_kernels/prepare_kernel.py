@@ -7,6 +7,7 @@ import triton.language as tl
 
 from gdn_dispatch.triton_kernels.dots_kernel import split_decay, unit_lower_inverse
 from gdn_dispatch.triton_kernels.gates_kernel import decay_and_strength
+from gdn_dispatch.triton_kernels.rows_kernel import load_rows
 
 __all__ = ["prepare_kernel"]
 
@@ -40,6 +41,7 @@ def prepare_kernel(
     K: tl.constexpr,
     BK: tl.constexpr,
     BT: tl.constexpr,
+    COLUMNS: tl.constexpr,
     GROUP: tl.constexpr,
     HEADS: tl.constexpr,
     L2NORM: tl.constexpr,
@@ -73,31 +75,55 @@ def prepare_kernel(
 
     t = tl.arange(0, BT)
     live = t < length
-    dims = tl.arange(0, BK)
+    dims = tl.arange(0, COLUMNS)
     mask = live[:, None]
     if K != BK:
         mask = mask & (dims < K)[None, :]
     q_at = q + first * q_token + key_head * q_head
     k_at = k + first * k_token + key_head * k_head
-    keys = tl.load(k_at + t[:, None] * k_token + dims[None, :], mask=mask, other=0.0)
-    queries = tl.load(q_at + t[:, None] * q_token + dims[None, :], mask=mask, other=0.0)
+    if COLUMNS == BK:
+        keys = tl.load(k_at + t[:, None] * k_token + dims[None, :], mask=mask, other=0.0)
+        queries = tl.load(q_at + t[:, None] * q_token + dims[None, :], mask=mask, other=0.0)
 
     # The branch is always taken. It keeps these products apart from those of the inverse: where
     # operands of both lay at one address of shared memory, ptxas 12.8 formed the descriptor of the
     # second from a register that it never wrote (reads outside of shared memory on an H200).
     kk = tl.zeros([BT, BT], tl.float32)
     qk = tl.zeros([BT, BT], tl.float32)
-    if length > 0:
-        keys_t = tl.trans(keys)
-        kk = tl.dot(keys, keys_t, input_precision=PRECISION)
-        qk = tl.dot(queries, keys_t, input_precision=PRECISION)
+    q_squares = tl.zeros([BT], tl.float32)
+    k_squares = tl.zeros([BT], tl.float32)
+    if COLUMNS == BK:
+        if length > 0:
+            keys_t = tl.trans(keys)
+            kk = tl.dot(keys, keys_t, input_precision=PRECISION)
+            qk = tl.dot(queries, keys_t, input_precision=PRECISION)
+    else:
+        # a few columns at a time, where the registers do not hold whole operands
+        end = BK
+        if q.dtype.element_ty != tl.float32:
+            end = tl.where(length > 0, BK, 0)  # for what the branch above is there
+        for column in tl.range(0, end, COLUMNS, num_stages=1):
+            keys = load_rows(k_at, k_token, t, column + dims, live, K, BK)
+            queries = load_rows(q_at, q_token, t, column + dims, live, K, BK)
+            keys_t = tl.trans(keys)
+            kk = tl.dot(keys, keys_t, acc=kk, input_precision=PRECISION)
+            qk = tl.dot(queries, keys_t, acc=qk, input_precision=PRECISION)
+            if L2NORM:
+                wide = queries.to(tl.float32)
+                q_squares += tl.sum(wide * wide, axis=1)
+                wide = keys.to(tl.float32)
+                k_squares += tl.sum(wide * wide, axis=1)
     q_factor = tl.full([BT], scale, tl.float32)
     k_factor = tl.full([BT], 1.0, tl.float32)
     if L2NORM:
-        wide = queries.to(tl.float32)
-        q_factor = scale * tl.rsqrt(tl.sum(wide * wide, axis=1) + 1e-6)
-        wide = keys.to(tl.float32)
-        k_factor = tl.rsqrt(tl.sum(wide * wide, axis=1) + 1e-6)
+        if COLUMNS == BK:
+            wide = queries.to(tl.float32)
+            q_squares = tl.sum(wide * wide, axis=1)
+        q_factor = scale * tl.rsqrt(q_squares + 1e-6)
+        if COLUMNS == BK:
+            wide = keys.to(tl.float32)
+            k_squares = tl.sum(wide * wide, axis=1)
+        k_factor = tl.rsqrt(k_squares + 1e-6)
         kk = kk * k_factor[:, None] * k_factor[None, :]
         qk = qk * k_factor[None, :]
     qk = qk * q_factor[:, None]

@@ -5,11 +5,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from gdn_dispatch.triton_kernels.parts_kernel import chunk_in_parts, in_one, in_parts
+from gdn_dispatch.triton_kernels.rows_kernel import load_rows
+
 __all__ = [
     "initial_state",
     "is_padding",
     "keep_state",
-    "load_rows",
     "new_values_of",
     "recurrence_kernel",
     "update",
@@ -20,15 +22,6 @@ __all__ = [
 def is_padding(slot, pad_slot, slots):
     """Whether a slot is none: negative, the padding slot, or outside the pool."""
     return (slot < 0) | (slot == pad_slot) | (slot >= slots)
-
-
-@triton.jit
-def load_rows(at, stride, rows, columns, live, width: tl.constexpr, padded: tl.constexpr):
-    """Tile [rows, columns] of a tensor with last stride 1; 0 where a row is dead or past width."""
-    mask = live[:, None]
-    if width != padded:
-        mask = mask & (columns < width)[None, :]
-    return tl.load(at + rows[:, None] * stride + columns[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
@@ -179,6 +172,8 @@ def recurrence_kernel(
     BT: tl.constexpr,
     SEGMENTED: tl.constexpr,
     DESCRIPTORS: tl.constexpr,
+    PARTS: tl.constexpr,
+    LATE: tl.constexpr,
     PRECISION: tl.constexpr,
     STAGES: tl.constexpr,
     TAIL_STAGES: tl.constexpr,
@@ -255,6 +250,7 @@ def recurrence_kernel(
                 at,
                 state_mask,
             )
+    state = in_parts(state, PARTS)
     checkpoint = 0
     checkpoints = 0
     if checkpoint_sequences is not None:
@@ -322,34 +318,75 @@ def recurrence_kernel(
             live = t < length - offset
             prepared = (chunk + offset // BT).to(tl.int64)
             token = tl.cast(offset, tl.int64)
-            keys = load_rows(k_at + token * k_token, k_token, t, dims, live, K, BK).to(DTYPE)
-            values = load_rows(v_at + token * v_token, v_token, t, channels, live, V, BV * BLOCKS)
-            solve = tl.load(transform + prepared * (BT * BT) + tile)
-            queries = load_rows(q_at + token * q_token, q_token, t, dims, live, K, BK).to(DTYPE)
-            scores = tl.load(attention + prepared * (BT * BT) + tile)
-            into_keys = tl.load(factors + prepared * (4 * BT) + t)
-            into_queries = tl.load(factors + prepared * (4 * BT) + BT + t)
-            to_end = tl.load(factors + prepared * (4 * BT) + 2 * BT + t)
-            whole = tl.load(factors + prepared * (4 * BT) + 3 * BT)
-            operand = state.to(DTYPE)
-            new_values = new_values_of(operand, keys, tl.trans(values), solve, into_keys, PRECISION)
-            result = output_of(operand, queries, scores, new_values, into_queries, PRECISION)
-            result = tl.trans(result.to(out.dtype.element_ty))
-            mask = live[:, None] & (channels < V)[None, :]
-            tl.store(
-                out_at + token * (HV * V) + (t[:, None] * (HV * V) + channels[None, :]),
-                result,
-                mask=mask,
-            )
-            state = update(state, new_values, keys, to_end, whole, DTYPE, PRECISION)
+            if PARTS > 1:
+                values = load_rows(
+                    v_at + token * v_token, v_token, t, channels, live, V, BV * BLOCKS
+                )
+                state, result = chunk_in_parts(
+                    state,
+                    q_at + token * q_token,
+                    k_at + token * k_token,
+                    tl.trans(values),
+                    transform + prepared * (BT * BT),
+                    attention + prepared * (BT * BT),
+                    factors + prepared * (4 * BT),
+                    q_token,
+                    k_token,
+                    length - offset,
+                    K,
+                    BK,
+                    BT,
+                    PARTS,
+                    PRECISION,
+                )
+                result = tl.trans(result.to(out.dtype.element_ty))
+                mask = live[:, None] & (channels < V)[None, :]
+                tl.store(
+                    out_at + token * (HV * V) + (t[:, None] * (HV * V) + channels[None, :]),
+                    result,
+                    mask=mask,
+                )
+            else:
+                keys = load_rows(k_at + token * k_token, k_token, t, dims, live, K, BK).to(DTYPE)
+                values = load_rows(
+                    v_at + token * v_token, v_token, t, channels, live, V, BV * BLOCKS
+                )
+                solve = tl.load(transform + prepared * (BT * BT) + tile)
+                if not LATE:
+                    queries = load_rows(q_at + token * q_token, q_token, t, dims, live, K, BK)
+                    queries = queries.to(DTYPE)
+                    scores = tl.load(attention + prepared * (BT * BT) + tile)
+                into_keys = tl.load(factors + prepared * (4 * BT) + t)
+                if not LATE:
+                    into_queries = tl.load(factors + prepared * (4 * BT) + BT + t)
+                to_end = tl.load(factors + prepared * (4 * BT) + 2 * BT + t)
+                whole = tl.load(factors + prepared * (4 * BT) + 3 * BT)
+                operand = state.to(DTYPE)
+                new_values = new_values_of(
+                    operand, keys, tl.trans(values), solve, into_keys, PRECISION
+                )
+                if LATE:
+                    queries = load_rows(q_at + token * q_token, q_token, t, dims, live, K, BK)
+                    queries = queries.to(DTYPE)
+                    scores = tl.load(attention + prepared * (BT * BT) + tile)
+                    into_queries = tl.load(factors + prepared * (4 * BT) + BT + t)
+                result = output_of(operand, queries, scores, new_values, into_queries, PRECISION)
+                result = tl.trans(result.to(out.dtype.element_ty))
+                mask = live[:, None] & (channels < V)[None, :]
+                tl.store(
+                    out_at + token * (HV * V) + (t[:, None] * (HV * V) + channels[None, :]),
+                    result,
+                    mask=mask,
+                )
+                state = update(state, new_values, keys, to_end, whole, DTYPE, PRECISION)
         if checkpoint_sequences is not None:
             if leg < checkpoints:
                 slot = tl.load(checkpoint_slots + checkpoint + leg).to(tl.int64)
                 if not is_padding(slot, pad_slot, final_slots):
                     place = final + slot * final_slot + head.to(tl.int64) * final_head
-                    keep_state(place, state, block, final_v, final_k, K, V)
+                    keep_state(place, in_one(state), block, final_v, final_k, K, V)
 
     if final is not None:
         if end == length:
             place = final + destination * final_slot + head.to(tl.int64) * final_head
-            keep_state(place, state, block, final_v, final_k, K, V)
+            keep_state(place, in_one(state), block, final_v, final_k, K, V)

@@ -7,10 +7,10 @@ import triton.language as tl
 
 from gdn_dispatch.triton_kernels.recurrence_kernel import (
     initial_state,
-    load_rows,
     new_values_of,
     update,
 )
+from gdn_dispatch.triton_kernels.rows_kernel import load_rows
 
 __all__ = ["join_segments_kernel", "segment_kernel"]
 

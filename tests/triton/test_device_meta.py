@@ -48,23 +48,50 @@ def on_device(lengths, dtype=torch.int32):
     return torch.tensor([0, *np.cumsum(lengths).tolist()], dtype=dtype, device=DEVICE)
 
 
-BATCHES = 2000 if DEVICE.type != "cpu" else 150
+BATCHES, PARTS = 2000, 8
+LONGEST_BATCH = 840
+# (chunk sizes, conv tile): one table or two a batch, as launches of the interpreter take their time
+TABLES = (((16,), 0), ((64,), 0), ((7,), 0), ((64,), 8), ((7,), 8), ((16, 64), 0))
 
 
-def test_random_batches_into_reused_tables():
+def batches():
+    """``BATCHES`` different batches: lengths, dtype of cu_seqlens, and the tables to make."""
     rng = random.Random(0)
+    seen = set()
+    while len(seen) < BATCHES:
+        n = rng.choice([1, 2, 3, 5, 9, 12])
+        most = rng.choice([1, 20, 70, LONGEST_BATCH // n])
+        lengths = tuple(rng.choice([0, 1, rng.randint(0, most)]) for _ in range(n))
+        dtype = rng.choice([torch.int32, torch.int64])
+        sizes, conv = rng.choice(TABLES)
+        if lengths not in seen and sum(lengths) <= LONGEST_BATCH:
+            seen.add(lengths)
+            yield list(lengths), dtype, sizes, conv
+
+
+@pytest.mark.parametrize("part", range(PARTS))
+def test_random_batches_into_reused_tables(part):
     reused = {}
-    for number in range(BATCHES):
-        n = rng.choice([1, 2, 3, 5, 9])
-        most = rng.choice([1, 20, 70])
-        lengths = [rng.choice([0, 1, rng.randint(0, most)]) for _ in range(n)]
-        bound = 9 * 70
+    mine = list(batches())[part::PARTS]
+    for lengths, dtype, sizes, conv in mine:
+        key = len(lengths), sizes, conv
         tables = device_chunk_tables(
-            on_device(lengths, rng.choice([torch.int32, torch.int64])), max_tokens=bound,
-            chunk_sizes=SIZES, conv_block_size=CONV, out=reused.get(n),
+            on_device(lengths, dtype), max_tokens=LONGEST_BATCH, chunk_sizes=sizes,
+            conv_block_size=conv, out=reused.get(key),
         )  # fmt: skip
-        assert reused.setdefault(n, tables) is tables
-        check(tables, lengths), number
+        assert reused.setdefault(key, tables) is tables
+        check(tables, lengths, sizes, conv)
+    assert len(mine) == BATCHES // PARTS
+
+
+def test_the_random_batches_are_of_all_kinds():
+    every = list(batches())
+    assert len({tuple(lengths) for lengths, *_ in every}) == BATCHES
+    assert {dtype for _, dtype, *_ in every} == {torch.int32, torch.int64}
+    assert {(sizes, conv) for *_, sizes, conv in every} == set(TABLES)
+    assert any(not any(lengths) for lengths, *_ in every)
+    assert any(0 in lengths[1:-1] and lengths[0] and lengths[-1] for lengths, *_ in every)
+    assert max(max(lengths) for lengths, *_ in every) > 5 * 64
 
 
 @pytest.mark.parametrize("lengths", [[], [0], [0, 0, 0], [1], [64], [0, 65, 0, 1, 0]])

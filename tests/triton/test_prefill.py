@@ -20,6 +20,7 @@ SEGMENTS = SegmentConfig(
     programs=10**9, min_tokens=64, least=2, num_stages=1, join_precision="ieee"
 )
 CUT = replace(PRECISE, segments=SEGMENTS)
+IN_PARTS = replace(PRECISE, block_v=16, prepare_columns=16, parts=8)
 
 
 def random_pool(slots, dims, *, state_v_first=True, dtype=torch.float32, seed=0):
@@ -66,6 +67,41 @@ def test_dims(K, V):
     first = random_pool(2, step.dims)
     final = torch.full_like(first, torch.nan)
     check_rows(step, step.run(States(initial=first, final=final)), first, final)
+
+
+@pytest.mark.parametrize("l2norm", [True, False])
+@pytest.mark.parametrize(("K", "V"), [(32, 16), (40, 20), (128, 16), (256, 16)])
+def test_operands_in_parts(K, V, l2norm):
+    step = step_of([67, 0, 64], Dims(1, 2, K, V), l2norm=l2norm, config=IN_PARTS)
+    first = random_pool(3, step.dims)
+    final = torch.full_like(first, torch.nan)
+    check_rows(step, step.run(States(initial=first, final=final)), first, final)
+
+
+@pytest.mark.parametrize("config", [IN_PARTS, replace(IN_PARTS, segments=SEGMENTS)])
+def test_a_pool_and_checkpoints_in_parts(config):
+    step = step_of([200, 20], Dims(1, 2, 32, 32), config=config)
+    pool = random_pool(6, step.dims, state_v_first=False)
+    before = pool.clone()
+    slots = slots_of([4, 2], read=[1, 2], checkpoints=[(0, 64, 5), (0, 192, 0)])
+    out = step.run(States(initial=pool, final=pool, slots=slots, state_v_first=False))
+    check_rows(step, out, before[[1, 2]], pool[[4, 2]], state_v_first=False)
+    for tokens, slot in ((64, 5), (192, 0)):
+        check(pool[slot], step.oracle(0, before[1], tokens=tokens)[1], TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("columns", "dtype"), [(16, torch.float32), (32, torch.float32), (32, torch.float16)]
+)
+def test_the_preparation_by_columns(columns, dtype):
+    """Where products are made of some columns at a time, with descriptors behind them."""
+    config = replace(PRECISE, prepare_columns=columns, late_reads=True)
+    step = step_of([67, 130], Dims(2, 4, 64, 32), l2norm=True, config=config, dtype=dtype)
+    first = random_pool(2, step.dims)
+    final = torch.full_like(first, torch.nan)
+    out = step.run(States(initial=first, final=final))
+    tolerance = TOLERANCE if dtype == torch.float32 else 1e-3
+    check_rows(step, out, first, final, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("descriptors", [True, False])

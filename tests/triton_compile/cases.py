@@ -19,8 +19,10 @@ def specs():
     for H, HV in HEADS:
         yield LayerSpec(H, HV, 128, 128, BF16, FP32, num_speculative_tokens=3)
     yield LayerSpec(4, 8, 128, 128, BF16, BF16, state_v_first=False, num_speculative_tokens=3)
+    yield LayerSpec(4, 8, 256, 256, BF16, FP32)
     yield LayerSpec(4, 8, 64, 64, FP32, FP32)
     yield LayerSpec(4, 8, 128, 128, FP16, FP32, conv_bias=True, conv_dim_first=True)
+    yield LayerSpec(4, 8, 256, 256, FP16, FP32)
 
 
 def layer(spec, backend):
@@ -51,12 +53,17 @@ def rules(backend):
 def conversions():
     """What the adapters to libraries convert with, in every form they ask for."""
     q = torch.zeros(1, 200, 2, 128, dtype=BF16)
-    operands.unit_heads(q, q)
     g = torch.zeros(1, 200, 4, dtype=BF16)
-    for raw in (None, torch.zeros(4)):
-        for linear in (False, True):
-            for logit in (False, True):
-                operands.gates(
-                    g if logit else g.float(), g, A_log=raw, dt_bias=raw, linear=linear,
-                    smallest=-60.0, beta_is_logit=logit, allow_neg_eigval=False,
-                )  # fmt: skip
+    apart = torch.cat([g, g], 2)[:, :, :4]
+
+    def convert(heads, decay, beta, raw, linear, logit):
+        gates = operands.Gates(decay, beta, raw, raw, linear, -60.0, logit, False)
+        operands.converted(heads, gates)
+
+    for linear in (False, True):
+        for logit in (False, True):
+            for raw in (None, torch.zeros(4)):
+                convert(None, g if logit else g.float(), g, raw, linear, logit)
+        convert(None, apart.float(), apart, None, linear, False)
+        convert((q, q), apart, apart, torch.zeros(4), linear, True)
+        convert((q, q), g.float(), g.float(), None, linear, False)

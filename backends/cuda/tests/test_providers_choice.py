@@ -10,6 +10,7 @@ import pytest
 import torch
 from gdn_dispatch_cuda import providers
 from gdn_dispatch_cuda.providers.choice import (
+    MARGIN,
     NONE_ABLE,
     OWN,
     Row,
@@ -18,9 +19,10 @@ from gdn_dispatch_cuda.providers.choice import (
     choose,
     load_table,
     parse_table,
-    table_from_report,
+    table_from_reports,
 )
 
+from gdn_dispatch.cli.h200.shapes import prefill_shapes
 from gdn_dispatch.errors import ConfigurationError
 
 ALL = ("flashinfer", "flash_qla", "fla")
@@ -28,6 +30,10 @@ LONG = Row(2, 8, 1, 32768, 32768, (("triton", 0.5), ("flashinfer", 0.3), ("flash
 SHORT = Row(2, 8, 1, 2048, 2048, (("triton", 0.06), ("flashinfer", 0.09), ("fla", 0.05)))
 WIDE = Row(16, 64, 4, 32768, 8192, (("triton", 1.0), ("flashinfer", 0.97), ("fla", 3.3)))
 TABLE = Table(date="2026-11-20", device="H200", compute_capability="9.0", rows=(LONG, SHORT, WIDE))
+HEADER = {
+    "date": "2026-11-20T17:00+00:00", "commit": "abc", "device": "H200",
+    "compute_capability": "9.0", "versions": {"torch": "2.11"},
+}  # fmt: skip
 FACTS = ShapeFacts(2, 8, 1, 32768, 32768, "9.0")
 
 
@@ -70,11 +76,51 @@ def test_other_heads_are_compared_by_their_work():
     assert "H=16 HV=64" in choose(facts, ALL, TABLE).reason
 
 
-def test_a_small_gain_is_not_worth_it():
-    facts = ShapeFacts(16, 64, 4, 32768, 8192, "9.0")
-    choice = choose(facts, ALL, TABLE)
-    assert choice.provider == OWN
-    assert "flashinfer 0.97 ms" in choice.reason
+@pytest.mark.parametrize(
+    ("ms", "tokens", "provider"),
+    [
+        (0.97, 32768, "flashinfer"),  # this very shape
+        (0.985, 32768, OWN),
+        (0.97, 30000, OWN),  # one nearby
+        (0.94, 30000, "flashinfer"),
+    ],
+)
+def test_a_small_gain_counts_where_it_was_measured(ms, tokens, provider):
+    row = replace(WIDE, milliseconds=(("triton", 1.0), ("flashinfer", ms), ("fla", 3.3)))
+    facts = ShapeFacts(16, 64, 4, tokens, 8192, "9.0")
+    choice = choose(facts, ALL, replace(TABLE, rows=(LONG, row)))
+    assert choice.provider == provider
+    assert f"flashinfer {ms:.3g} ms" in choice.reason or choice.provider == "flashinfer"
+
+
+def test_what_was_measured_is_answered_by_its_own_measurement():
+    table = load_table()
+    first = {}
+    for row in table.rows:
+        sizes = (row.num_heads, row.num_v_heads, row.num_seqs, row.num_tokens, row.longest)
+        first.setdefault((*sizes, row.l2norm), row)
+    for (*sizes, l2norm), row in first.items():
+        times = dict(row.milliseconds)
+        best = min(times, key=times.__getitem__)
+        choice = choose(ShapeFacts(*sizes, "9.0", l2norm=l2norm), ALL, table)
+        assert times[choice.provider] <= times[best] * (1 + MARGIN), choice
+        assert choice.provider in (best, OWN)
+        assert f"{row.num_seqs} sequences, {row.num_tokens} tokens" in choice.reason
+
+
+def test_every_published_shape_was_measured():
+    """Those of the heads that the report of an H200 is about."""
+    rows = {
+        (row.num_heads, row.num_v_heads, row.num_seqs, row.num_tokens, row.longest)
+        for row in load_table().rows
+        if not row.l2norm
+    }
+    heads = {(2, 8), (16, 32), (16, 64)}
+    published = [shape.facts for shape in prefill_shapes()]
+    published = [facts for facts in published if (facts["H"], facts["HV"]) in heads]
+    assert len(published) == 57
+    names = ("H", "HV", "num_seqs", "num_tokens", "longest")
+    assert {tuple(facts[name] for name in names) for facts in published} <= rows
 
 
 @pytest.mark.parametrize(
@@ -119,26 +165,32 @@ def test_a_report_becomes_a_table():
         }
 
     report = {
-        "header": {
-            "date": "2026-11-20T17:00+00:00", "commit": "abc", "device": "H200",
-            "compute_capability": "9.0", "versions": {"torch": "2.11"},
-        },
+        "header": HEADER,
         "results": [
             result("layer", triton=9.0),
             result("prefill", triton=4e-3, fla=9e-3),
             result("calls", triton=2e-3, fla=1e-3),
         ],
-    }  # fmt: skip
-    data = json.loads(json.dumps(table_from_report(report)))
+    }
+    again = {"header": HEADER | {"commit": "def"}, "results": [result("prefill", triton=5e-3)]}
+    data = json.loads(json.dumps(table_from_reports(report, again)))
     table = parse_table(data)
     assert table.rows == (
-        Row(2, 8, 1, 64, 64, (("triton", 4.0), ("fla", 9.0)), l2norm=False),
+        Row(2, 8, 1, 64, 64, (("triton", 4.5), ("fla", 9.0)), l2norm=False),
         Row(2, 8, 1, 64, 64, (("triton", 2.0), ("fla", 1.0)), l2norm=True),
     )
     assert table.versions == (("torch", "2.11"),)
+    assert table.commit == "abc def"
     facts = ShapeFacts(2, 8, 1, 64, 64, "9.0")
     assert choose(facts, ["fla"], table).provider == "fla"
     assert choose(replace(facts, l2norm=False), ["fla"], table).provider == OWN
+
+
+@pytest.mark.parametrize("change", [{"device": "H100"}, {"versions": {"torch": "2.12"}}])
+def test_reports_of_different_devices_make_no_table(change):
+    reports = [{"header": header, "results": []} for header in (HEADER, HEADER | change)]
+    with pytest.raises(ConfigurationError, match="reports of different"):
+        table_from_reports(*reports)
 
 
 @pytest.mark.parametrize("data", [{}, {"rows": [{}]}, {"rows": 3}])

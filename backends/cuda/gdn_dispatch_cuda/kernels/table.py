@@ -28,18 +28,29 @@ _ANY: Final = 1 << 62
 _TENSOR_MEMORY_ACCESS: Final = frozenset({90, 100, 103})
 """Architectures with a copy engine and 227 KB of shared memory per block; others have 163 or 99."""
 
-# On sm_90 those for bf16 and K, V <= 128 do not spill, but for 8 bytes in variants of the wide one;
-# all others are in benchmarks/results/triton_resources.json.
-_PLAIN: Final = PrefillConfig(block_v=32, num_warps=8, num_stages=1, inverse_precision="fp16")
-_PLAIN_FP16: Final = replace(_PLAIN, precision="tf32", inverse_precision="tf32x3")
-_PLAIN_FP32: Final = replace(_PLAIN, precision="tf32x3", inverse_precision="tf32x3")
+# Nothing spills in benchmarks/results/triton_resources.json, which a test holds to that. Products
+# decide: tensor cores before Hopper want both operands in registers, and those of fp32 in three
+# products are wanted there everywhere, twice. So the preparation takes some columns of q and k at a
+# time, and the recurrence in fp32 gives each warp its own part of K. What is left: in fp32, heads
+# of 256 spill 80 to 96 bytes a thread, and those of 96 spill 8 on sm_80.
+_LARGE_HEADS: Final = PrefillConfig(
+    block_v=32, num_warps=8, num_stages=1, use_descriptors=False, prepare_columns=64,
+    inverse_precision="fp16",
+)  # fmt: skip
+_PLAIN_FP16: Final = PrefillConfig(
+    block_v=32, num_warps=8, num_stages=1, precision="tf32", inverse_precision="tf32x3"
+)
+_PLAIN_FP32: Final = PrefillConfig(
+    block_v=16, num_warps=8, num_stages=1, use_descriptors=False, prepare_columns=16, parts=8,
+    inverse_precision="tf32x3",
+)  # fmt: skip
 _BEFORE_HOPPER: Final = PrefillConfig(
-    block_v=64, num_warps=8, num_stages=2, use_descriptors=False,
+    block_v=64, num_warps=8, num_stages=2, use_descriptors=False, prepare_columns=64,
     inverse_precision="bf16x3",
 )  # fmt: skip
 _HOPPER: Final = PrefillConfig(block_v=64, num_warps=4, num_stages=3, inverse_precision="fp16")
-_HOPPER_WIDE: Final = replace(_HOPPER, block_v=128, num_warps=8)
-_BLACKWELL: Final = replace(_HOPPER, num_warps=8)
+_HOPPER_WIDE: Final = replace(_HOPPER, block_v=128, num_warps=8, late_reads=True)
+_BLACKWELL: Final = replace(_HOPPER, num_warps=8, prepare_columns=32)
 _SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
 _HOPPER_CUT: Final = replace(_HOPPER, segments=_SEGMENTS)
 _HOPPER_WIDE_CUT: Final = replace(_HOPPER_WIDE, segments=_SEGMENTS)
@@ -90,16 +101,26 @@ class CudaTable:
         """See ``LaunchTable``."""
         if not shape.channels_last:
             return ConvConfig(block_channels=128, num_warps=2)
-        return ConvConfig(block_channels=128 if shape.rows <= 8 else 256, num_warps=1)
+        if shape.rows <= 8:
+            return ConvConfig(block_channels=128, num_warps=1)
+        # drafts of so many channels a thread spill on sm_80
+        return ConvConfig(block_channels=256, num_warps=2 if self.arch < 90 else 1)
 
     def prefill(self, shape: LaunchShape) -> PrefillConfig:
         """See ``LaunchTable``."""
-        if shape.dtype != torch.bfloat16:
-            # operands of fp32, twice the shared memory; products in three parts where the inputs
-            # are fp32 too, so that nothing of them is lost
-            return _PLAIN_FP16 if shape.dtype == torch.float16 else _PLAIN_FP32
-        if max(shape.head_dim_k, shape.head_dim_v) > 128:
-            return _PLAIN
+        large = max(shape.head_dim_k, shape.head_dim_v) > 128
+        # operands of fp32, twice the shared memory; products in three parts where the inputs are
+        # fp32 too, so that nothing of them is lost
+        if shape.dtype == torch.float32:
+            return _PLAIN_FP32
+        if shape.dtype == torch.float16:
+            return self._fp16(large)
+        if large:
+            return replace(
+                _LARGE_HEADS,
+                use_descriptors=self.arch in _TENSOR_MEMORY_ACCESS,
+                prepare_columns=32 if self.arch in (100, 103) else 64,
+            )
         if self.arch not in _TENSOR_MEMORY_ACCESS:
             return _BEFORE_HOPPER
         if self.arch >= 100:
@@ -111,6 +132,13 @@ class CudaTable:
         if heads <= 40:
             return _HOPPER_WIDE_CUT if heads > 20 else _HOPPER_CUT
         return _HOPPER_WIDE if heads > 96 else _HOPPER
+
+    def _fp16(self, large: bool) -> PrefillConfig:
+        """Operands of fp32, rounded to tf32; ``large``: heads of more than 128."""
+        columns = None if self.arch == 90 else 16 if self.arch in _TENSOR_MEMORY_ACCESS else 64
+        if large:
+            return replace(_PLAIN_FP32, precision="tf32", prepare_columns=columns or 64)
+        return replace(_PLAIN_FP16, prepare_columns=columns)
 
     def steps(self, shape: LaunchShape) -> StepConfig:
         """See ``LaunchTable``."""

@@ -1,7 +1,7 @@
 """Which kernels run the chunk rule: our own, unless another library was measured to be faster.
 
 A pure function of a call's sizes and of a table of measurements, which is data: ``measured.json``
-beside this file, made by ``table_from_report`` from a report of ``gdn-dispatch bench``. Times in it
+beside this file, made by ``table_from_reports`` from reports of ``gdn-dispatch bench``. Times in it
 are those of the GPU and include the adapter's conversions. Without a measurement close to a call,
 our own kernels run.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from math import log2
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from gdn_dispatch.errors import ConfigurationError
@@ -31,14 +32,18 @@ __all__ = [
     "choose",
     "load_table",
     "parse_table",
-    "table_from_report",
+    "table_from_reports",
 ]
 
 OWN: Final = "triton"
 """Provider name of our own kernels."""
 
-MARGIN: Final = 0.05
-"""A library has to be faster than our own kernels by this share, to be worth another dependency."""
+MARGIN: Final = 0.02
+"""A library has to be faster than our own kernels by this share where this very shape was measured:
+medians of the same shape from two runs differ by half of that."""
+
+MARGIN_NEARBY: Final = 0.05
+"""The same where only a shape nearby was measured."""
 
 REACH: Final = 2.0
 """How far a measurement speaks: the sum of the distances in tokens, in n*HV and in the longest
@@ -110,6 +115,8 @@ class Choice(NamedTuple):
     reason: str
 
 
+_SIZES: Final = ("H", "HV", "num_seqs", "num_tokens", "longest")
+
 _L2NORM: Final = {"calls": True, "prefill": False}
 """Parts of a report that a table is made of, and whether q and k are normalised in their calls."""
 
@@ -121,8 +128,9 @@ def choose(facts: ShapeFacts, available: Iterable[str], table: Table) -> Choice:
     """The provider for a call.
 
     The nearest measurement decides: among rows of the same H and HV, if there are any, else among
-    all; ties go to the row that stands first. Of its providers, the fastest available one wins if
-    it beats our own kernels by ``MARGIN``.
+    all; ties go to the row that stands first. A shape that was measured is its own nearest one. Of
+    its providers, the fastest available one wins if it beats our own kernels by ``MARGIN``, or by
+    ``MARGIN_NEARBY`` where the sizes differ.
 
     Args:
         facts: The call.
@@ -145,7 +153,8 @@ def choose(facts: ShapeFacts, available: Iterable[str], table: Table) -> Choice:
     heads = (facts.num_heads, facts.num_v_heads)
     same = [row for row in rows if (row.num_heads, row.num_v_heads) == heads]
     nearest = min(same or rows, key=lambda row: _distance(facts, row))
-    if _distance(facts, nearest) > REACH:
+    distance = _distance(facts, nearest)
+    if distance > REACH:
         return Choice(OWN, "own kernels: no measurement near this shape")
     times = {name: ms for name, ms in nearest.milliseconds if name in usable}
     at = (
@@ -158,7 +167,8 @@ def choose(facts: ShapeFacts, available: Iterable[str], table: Table) -> Choice:
     if not times:
         return Choice(OWN, f"own kernels: no other provider that was {at} is available")
     name, best = min(times.items(), key=lambda item: (item[1], item[0]))
-    if best * (1 + MARGIN) < own:
+    margin = MARGIN if distance == 0 and same else MARGIN_NEARBY
+    if best * (1 + margin) < own:
         return Choice(name, f"{name}: {best:.3g} ms, own kernels {own:.3g} ms, {at}")
     return Choice(OWN, f"own kernels: {own:.3g} ms, {name} {best:.3g} ms, {at}")
 
@@ -195,44 +205,55 @@ def parse_table(data: Mapping[str, Any]) -> Table:
 
 
 def _row(data: Mapping[str, Any]) -> Row:
-    H, HV, num_seqs, num_tokens, longest = (
-        int(data[name]) for name in ("H", "HV", "num_seqs", "num_tokens", "longest")
-    )
+    H, HV, num_seqs, num_tokens, longest = (int(data[name]) for name in _SIZES)
     times = tuple((str(name), float(ms)) for name, ms in data["milliseconds"].items())
     return Row(H, HV, num_seqs, num_tokens, longest, times, bool(data["l2norm"]))
 
 
-def table_from_report(report: Mapping[str, Any]) -> dict[str, Any]:
-    """The JSON of a table, from the JSON of ``gdn-dispatch bench --suite h200``.
+def table_from_reports(*reports: Mapping[str, Any]) -> dict[str, Any]:
+    """The JSON of a table, from JSON of ``gdn-dispatch bench --suite h200``, of one run or several.
 
     Taken are the times of calls through ``backend="cuda/..."``, so that conversions count: those of
-    part ``calls`` with q and k to be normalised, of part ``prefill`` without.
+    part ``calls`` with q and k to be normalised, of part ``prefill`` without. What was measured
+    more than once, as are packed sequences of other order, is one row, of means.
+
+    Raises:
+        ConfigurationError: The reports are not of one device and one set of versions.
     """
-    header = report["header"]
-    rows = []
-    for result in report["results"]:
+    headers = [report["header"] for report in reports]
+    for name in ("device", "compute_capability", "versions"):
+        if any(header[name] != headers[0][name] for header in headers):
+            found = ", ".join(str(header[name]) for header in headers)
+            raise ConfigurationError(f"reports of different {name}: {found}")
+    found_ms: dict[tuple[int | bool, ...], dict[str, list[float]]] = {}
+    for result in (result for report in reports for result in report["results"]):
         if result["part"] not in _L2NORM:
             continue
         milliseconds = {
-            name.partition("/")[2]: round(entry["seconds"] * 1e3, 5)
+            name.partition("/")[2]: entry["seconds"] * 1e3
             for name, entry in result["contestants"].items()
             if name.startswith("cuda/") and "seconds" in entry
         }
         if milliseconds:
-            shape = {
-                name: result["shape"][name]
-                for name in ("H", "HV", "num_seqs", "num_tokens", "longest")
-            }
-            l2norm = _L2NORM[result["part"]]
-            rows.append({**shape, "l2norm": l2norm, "milliseconds": milliseconds})
+            key = *(result["shape"][name] for name in _SIZES), _L2NORM[result["part"]]
+            times = found_ms.setdefault(key, {})
+            for name, ms in milliseconds.items():
+                times.setdefault(name, []).append(ms)
+    rows = [
+        {
+            **dict(zip((*_SIZES, "l2norm"), key, strict=True)),
+            "milliseconds": {name: round(fmean(times), 5) for name, times in measured.items()},
+        }
+        for key, measured in found_ms.items()
+    ]
     return {
-        "date": header["date"][:10],
-        "commit": header["commit"] or "",
-        "device": header["device"],
-        "compute_capability": header["compute_capability"],
+        "date": max(header["date"][:10] for header in headers),
+        "commit": " ".join(dict.fromkeys(header["commit"] or "" for header in headers)),
+        "device": headers[0]["device"],
+        "compute_capability": headers[0]["compute_capability"],
         "dtype": "bfloat16",
         "head_dim": 128,
-        "versions": header["versions"],
+        "versions": headers[0]["versions"],
         "rows": rows,
     }
 

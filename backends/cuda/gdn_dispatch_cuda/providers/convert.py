@@ -31,8 +31,8 @@ __all__ = [
     "aligned",
     "gates",
     "initial_states",
+    "operands",
     "result",
-    "unit_heads",
     "without_tokens",
 ]
 
@@ -111,43 +111,37 @@ class Derived:
         return values[key]  # type: ignore[return-value]
 
 
-def unit_heads(request: RuleRequest) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both of q and k, divided by ``sqrt(sum x^2 + 1e-6)`` over K where the request asks for that.
+def operands(
+    request: RuleRequest, *, linear: bool = False
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k, decay and write strength as a library takes them that does nothing to them itself.
 
-    In fp32, cast back to their dtype. One pass on a GPU.
+    q and k are divided by ``sqrt(sum x^2 + 1e-6)`` over K where the request asks for that, in fp32,
+    and cast back to their dtype. All in one launch on a GPU.
+
+    Args:
+        request: The request.
+        linear: See ``gates``.
     """
     q, k = request.q, request.k
     if not request.use_qk_l2norm_in_kernel:
-        return q, k
+        return q, k, *gates(request, linear=linear)
     if q.is_cuda and not wants_gradients(request):
-        from gdn_dispatch_cuda.kernels import operands  # which imports Triton
-
-        return operands.unit_heads(q, k)
-    return _unit(q), _unit(k)
+        return _launched(request, linear, heads=True)
+    return _unit(q), _unit(k), *gates(request, linear=linear)
 
 
 def gates(request: RuleRequest, *, linear: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
     """``[B, T, HV]`` fp32 decay and write strength, from raw gates where the request has them.
 
-    One pass on a GPU.
+    One launch on a GPU, which leaves alone a beta that is contiguous fp32 write strength already.
 
     Args:
         request: The request.
         linear: The decay as ``exp(g)``; else in natural logarithms, at least ``SMALLEST_DECAY``.
     """
     if request.g.is_cuda and not wants_gradients(request):
-        from gdn_dispatch_cuda.kernels import operands  # which imports Triton
-
-        return operands.gates(
-            request.g,
-            request.beta,
-            A_log=request.A_log,
-            dt_bias=request.dt_bias,
-            linear=linear,
-            smallest=SMALLEST_DECAY,
-            beta_is_logit=request.use_beta_sigmoid_in_kernel,
-            allow_neg_eigval=request.allow_neg_eigval,
-        )
+        return _launched(request, linear, heads=False)[2:]
     g = request.g.float()
     if request.A_log is not None:
         g = decay_from_gate(request.g, request.A_log, request.dt_bias)
@@ -157,6 +151,28 @@ def gates(request: RuleRequest, *, linear: bool = False) -> tuple[torch.Tensor, 
         allow_neg_eigval=request.allow_neg_eigval,
     )
     return g.exp() if linear else g.clamp(min=SMALLEST_DECAY), beta
+
+
+def _launched(
+    request: RuleRequest, linear: bool, *, heads: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    from gdn_dispatch_cuda.kernels.operands import Gates, converted  # which imports Triton
+
+    unit, decay, strength = converted(
+        (request.q, request.k) if heads else None,
+        Gates(
+            request.g,
+            request.beta,
+            A_log=request.A_log,
+            dt_bias=request.dt_bias,
+            linear=linear,
+            smallest=SMALLEST_DECAY,
+            beta_is_logit=request.use_beta_sigmoid_in_kernel,
+            allow_neg_eigval=request.allow_neg_eigval,
+        ),
+    )
+    q, k = (request.q, request.k) if unit is None else unit
+    return q, k, decay, strength
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
@@ -182,7 +198,14 @@ def initial_states(request: RuleRequest, batch: Batch, *, v_first: bool) -> torc
         state = state.index_select(0, batch.nonempty)
     if request.state_v_first != v_first:
         state = state.transpose(2, 3)
-    return aligned(state.float())
+    return aligned(_fp32(state))
+
+
+def _fp32(state: torch.Tensor) -> torch.Tensor:
+    """Contiguous and fp32, by one copy at most."""
+    if state.dtype == torch.float32:
+        return state.contiguous()
+    return state.to(torch.float32, memory_format=torch.contiguous_format)
 
 
 def without_tokens(request: RuleRequest, batch: Batch) -> GDNOutput | None:
@@ -220,7 +243,7 @@ def result(
         return GDNOutput(output, None)
     if request.state_v_first != v_first:
         final = final.transpose(2, 3)
-    final = final.float().contiguous()
+    final = _fp32(final)
     if batch.nonempty is not None:
         final = _kept_states(request, batch).index_copy(0, batch.nonempty.long(), final)
     return GDNOutput(output, final)

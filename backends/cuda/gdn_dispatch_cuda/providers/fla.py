@@ -9,7 +9,7 @@ Copies and casts made here:
 * decay to fp32, and to no less than e^-60 a token (``SMALLEST_DECAY``): g = -inf gives NaN there.
 * ``use_gate_in_kernel`` and ``use_beta_sigmoid_in_kernel`` are computed here, in fp32; FLA's own
   gate takes the activation's precision.
-* beta to fp32.
+* beta to fp32, where it is not. One launch for both gates.
 * initial states to fp32, where they are not.
 * Rows past the last sequence are cut off and added as zeros; sequences of length zero are left out
   and their states carried over: FLA's chunk numbers do not count them.

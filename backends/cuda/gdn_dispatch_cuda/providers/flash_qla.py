@@ -8,7 +8,8 @@ Copies and casts made here:
 
 * q, k normalised here where that is asked for: FlashQLA's own flag runs torch.compile at first use.
 * decay to fp32, and to no less than e^-60 a token (``SMALLEST_DECAY``): g = -inf gives NaN there.
-* beta to fp32. Raw gates and logits are computed here.
+* beta to fp32, where it is not. Raw gates and logits are computed here. One launch for all of this,
+  q and k included.
 * initial states to contiguous fp32, where they are not.
 * Once a step and head count: chunk tables and the parallel plan to the device, a few small copies
   from pageable memory; not while a CUDA graph is captured, so run the step once before.
@@ -37,10 +38,9 @@ from gdn_dispatch.capability import Capability, Feature
 from gdn_dispatch_cuda.providers.convert import (
     Batch,
     Derived,
-    gates,
     initial_states,
+    operands,
     result,
-    unit_heads,
     without_tokens,
 )
 from gdn_dispatch_cuda.providers.library import Library, compute_capability
@@ -138,7 +138,7 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
     if nothing is not None:
         return nothing
     rule, build_context, chunk_size, prepare = _functions()
-    (q, k), v, (g, beta) = unit_heads(request), request.v, gates(request)
+    (q, k, g, beta), v = operands(request), request.v
     cu_seqlens = None
     if batch.meta is None:
         context = build_context(None)

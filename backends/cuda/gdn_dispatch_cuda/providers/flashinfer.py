@@ -9,8 +9,8 @@ Copies and casts made here:
 * q, k, v to contiguous memory on 16 bytes, where they are not.
 * q, k normalised here where that is asked for: ``use_qk_l2norm_in_kernel`` was accepted and ignored
   by some versions, and is left False.
-* decay to fp32 alpha = exp(g), which is 0 for g = -inf. beta to fp32. Raw gates and logits are
-  computed here.
+* decay to fp32 alpha = exp(g), which is 0 for g = -inf. beta to fp32, where it is not. Raw gates
+  and logits are computed here. One launch for all of this, q and k included.
 * initial states to contiguous fp32 with V first: a copy for ``[N, HV, K, V]``, and another of the
   final states.
 * Rows past the last sequence are cut off and added as zeros; sequences of length zero are left out
@@ -38,10 +38,9 @@ from gdn_dispatch.capability import Capability, Feature
 from gdn_dispatch_cuda.providers.convert import (
     Batch,
     aligned,
-    gates,
     initial_states,
+    operands,
     result,
-    unit_heads,
     without_tokens,
 )
 from gdn_dispatch_cuda.providers.library import Library
@@ -124,8 +123,8 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
     if nothing is not None:
         return nothing
     T = batch.num_tokens
-    operands = (*unit_heads(request), request.v, *gates(request, linear=True))
-    q, k, v, alpha, beta = (aligned(x.flatten(0, 1)[:T]) for x in operands)
+    q, k, alpha, beta = operands(request, linear=True)
+    q, k, v, alpha, beta = (aligned(x.flatten(0, 1)[:T]) for x in (q, k, request.v, alpha, beta))
     if batch.meta is None:
         length = request.q.shape[1]
         cu_seqlens = torch.arange(0, T + 1, length, dtype=torch.int32, device=q.device)
