@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import torch
 
@@ -12,6 +12,7 @@ from gdn_dispatch.torch_backend.reference import reference_gated_delta_rule
 from gdn_dispatch.triton_kernels.prefill import PrefillConfig, chunk_rule
 from gdn_dispatch.triton_kernels.rows import Chunks, Rows, Slots
 from gdn_dispatch.triton_kernels.rule_tensors import CHUNK, PrefillInputs, States
+from tests.triton.step_inputs import DEVICE
 
 PRECISE = PrefillConfig(block_v=32, precision="ieee", inverse_precision="ieee", num_stages=1)
 
@@ -68,6 +69,18 @@ def slots_of(write, *, device="cpu", pad_slot=-1, **others):
     return Slots(write=int32(write, device), num_accepted_tokens=None, pad_slot=pad_slot, **tensors)
 
 
+def on_device(x, copies):
+    """``x`` with its tensors on the device, strides kept; ``copies`` by id: one tensor is one."""
+    if isinstance(x, torch.Tensor):
+        if id(x) not in copies:
+            there = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE)
+            copies[id(x)] = there.copy_(x)
+        return copies[id(x)]
+    if not is_dataclass(x):
+        return x
+    return replace(x, **{f.name: on_device(getattr(x, f.name), copies) for f in fields(x)})
+
+
 @dataclass
 class Step:
     """Inputs over all tokens, rows that own some of them, and states by row."""
@@ -87,23 +100,26 @@ class Step:
 
     def run(self, states: States) -> torch.Tensor:
         x = self.inputs
-        out = torch.full_like(x.v, float("nan"))
-        chunk_rule(
-            PrefillInputs(
-                q=x.q,
-                k=x.k,
-                v=x.v,
-                g=x.g,
-                beta=x.beta,
-                scale=self.dims.K**-0.5 if self.scale is None else self.scale,
-                l2norm=self.l2norm,
-                **self.extra,
-            ),
-            self.rows,
-            states,
-            out,
-            self.config,
+        inputs = PrefillInputs(
+            q=x.q,
+            k=x.k,
+            v=x.v,
+            g=x.g,
+            beta=x.beta,
+            scale=self.dims.K**-0.5 if self.scale is None else self.scale,
+            l2norm=self.l2norm,
+            **self.extra,
         )
+        out = torch.full_like(x.v, float("nan"))
+        copies = {}
+        if DEVICE.type == "cpu":
+            chunk_rule(inputs, self.rows, states, out, self.config)
+        else:
+            there = (on_device(arg, copies) for arg in (inputs, self.rows, states, out))
+            chunk_rule(*there, self.config)
+        for tensor in (states.initial, states.final, out):
+            if id(tensor) in copies:
+                tensor.copy_(copies[id(tensor)])
         return out
 
     def oracle(self, row: int, state=None, *, tokens: int | None = None):

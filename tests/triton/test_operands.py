@@ -39,22 +39,22 @@ def test_heads_get_unit_length(rows, H, K):
 def test_gates(flat, linear, raw, logit, negative):
     HV, smallest = 6, -60.0
     wide = torch.randn(2, 129, 3 * HV, generator=generator(1)) * 8
-    g, beta = wide[..., :HV], wide[..., HV : 2 * HV]
     A_log, dt_bias = torch.randn(2, HV, generator=generator(2))
+    if not raw:
+        wide[..., :HV] = -wide[..., :HV].abs()
+        wide[0, :4, 0] = torch.tensor([-math.inf, -1e4, 0.0, -61.0])
+    expected = wide[..., :HV]
     if raw:
-        expected = decay_from_gate(g.double(), A_log, dt_bias)
-    else:
-        g = -g.abs()
-        g[0, :4, 0] = torch.tensor([-math.inf, -1e4, 0.0, -61.0])
-        expected = g
+        expected = decay_from_gate(expected.double(), A_log, dt_bias)
     expected = expected.exp() if linear else expected.clamp(min=smallest)
+    there = wide.to(DEVICE)
+    g, beta = there[..., :HV], there[..., HV : 2 * HV]
     if flat:
         g, beta = g.contiguous(), beta.contiguous()
-    beta = beta.to(DEVICE)
     units, decay, strength = operands.converted(
         None,
         operands.Gates(
-            g.to(DEVICE),
+            g,
             beta,
             A_log=A_log.to(DEVICE) if raw else None,
             dt_bias=dt_bias.to(DEVICE) if raw else None,
