@@ -29,6 +29,7 @@ with warnings.catch_warnings():
 
 H, HV, K, V, W, SLOTS = 2, 4, 16, 32, 4, 6
 D = 2 * H * K + HV * V
+BACKEND = "torch"  # whatever else is installed
 NAMES = ["QwenGatedDeltaNetAttention", "OlmoHybridGatedDeltaNetAttention"]
 
 
@@ -47,7 +48,7 @@ class Layer(DispatchCore):
         self.num_spec, self.gdn_limits = 0, (4, 64)
         self.get_state_dtype = lambda: (torch.float32, torch.float32)
         self.gdn_selection = gdn_dispatch.explain(
-            head_dim_k=K, head_dim_v=V, num_heads=H, num_v_heads=HV, conv_width=W
+            head_dim_k=K, head_dim_v=V, num_heads=H, num_v_heads=HV, conv_width=W, backend=BACKEND
         )
         self.__dict__.update(more)
 
@@ -68,14 +69,14 @@ def metadata(chunk_meta):
         ],
         0,
     )  # fmt: skip
-    return DispatchGDNMetadata(**counts, chunk_meta=chunk_meta, gdn_backend="torch")
+    return DispatchGDNMetadata(**counts, chunk_meta=chunk_meta, gdn_backend=BACKEND)
 
 
 def step():
     plan = gdn_dispatch.plan_batch(
         [0, 1, 9], state_indices=[2, 4], has_initial_state=[True, False], pad_slot=0
     )
-    return gdn_dispatch.build_chunk_meta(plan, "cpu")
+    return gdn_dispatch.build_chunk_meta(plan, "cpu", backend=BACKEND)
 
 
 def forward(layer, attn_metadata, T=9, padded=3):
@@ -93,7 +94,7 @@ def test_the_core_is_gdn_attention_on_the_pools(allow_neg_eigval):
         qkv[:9], a[:9], b[:9], meta=meta,
         conv_state=other.kv_cache[0].transpose(1, 2), ssm_state=other.kv_cache[1],
         conv_weight=other.conv1d.weight[:, 0], A_log=other.A_log, dt_bias=other.dt_bias,
-        state_v_first=True, allow_neg_eigval=allow_neg_eigval,
+        state_v_first=True, allow_neg_eigval=allow_neg_eigval, backend=BACKEND,
     )  # fmt: skip
     assert torch.equal(out[:9], expected)
     assert not out[9:].any()
@@ -127,7 +128,7 @@ def test_a_run_without_metadata_warms_the_backend_up_once(monkeypatch):
     ((spec, limits),) = calls
     assert (spec.num_heads, spec.num_v_heads, spec.head_dim_k, spec.head_dim_v) == (H, HV, K, V)
     assert (spec.conv_width, spec.num_speculative_tokens, spec.conv_bias) == (W, 2, False)
-    assert limits == {"max_num_seqs": 3, "max_num_tokens": 17, "backend": "torch"}
+    assert limits == {"max_num_seqs": 3, "max_num_tokens": 17, "backend": BACKEND}
     core._warm_up_once.cache_clear()
 
 
