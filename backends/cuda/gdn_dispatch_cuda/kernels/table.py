@@ -32,7 +32,7 @@ _TENSOR_MEMORY_ACCESS: Final = frozenset({90, 100, 103})
 # decide: tensor cores before Hopper want both operands in registers, and those of fp32 in three
 # products are wanted there everywhere, twice. So the preparation takes some columns of q and k at a
 # time, and the recurrence in fp32 gives each warp its own part of K. That has a price where it was
-# measured: 2.3 ms on an H200 for 16/32 heads and 4096 tokens, where 82 bytes spilled take 0.74
+# measured: 2.3 ms on an H200 for 16/32 heads and 4096 tokens, where 82 words spilled take 0.74
 # (block_v=32, parts=1); two stages take a third off fp16, but spill 8 bytes in some layers. What is
 # left: in fp32, heads of 256 spill 80 to 96 bytes a thread, and those of 96 spill 8 on sm_80.
 _LARGE_HEADS: Final = PrefillConfig(
