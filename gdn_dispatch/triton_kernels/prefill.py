@@ -29,6 +29,7 @@ from gdn_dispatch.triton_kernels.tiles import Tiles, tiles_of
 
 if TYPE_CHECKING:
     from gdn_dispatch.triton_kernels.rows import Rows
+    from gdn_dispatch.triton_kernels.specialized_config import SpecializedConfig
 
 __all__ = ["PrefillConfig", "chunk_rule"]
 
@@ -61,6 +62,9 @@ class PrefillConfig:
         inverse_precision: The same for the inverse, whose operands are fp32 whatever the inputs;
             also "fp16" (operands rounded to fp16; for bf16 and fp16 inputs; the fastest) and
             "bf16x3" (slower, 16 bits). fp32 inputs want "tf32x3".
+        specialized: How to launch Hopper's kernels of specialised warps, or None: never. They take
+            the calls they can (``specialized.can_specialize``); ``block_v``, ``num_warps`` and
+            ``num_stages`` are then those of the segments alone.
         segments: How to cut rows into segments, or None: never. What a row is given then does not
             depend on the rows beside it.
     """
@@ -76,6 +80,7 @@ class PrefillConfig:
     late_reads: bool = False
     precision: str = "tf32x3"
     inverse_precision: str = "bf16x3"
+    specialized: SpecializedConfig | None = None
     segments: SegmentConfig | None = None
 
 
@@ -105,6 +110,13 @@ def chunk_rule(
         raise ValueError(f"chunk_rule takes rows with chunks of {CHUNK} tokens")
     if rows.num_seqs == 0 or (chunks.count == 0 and states.slots is not None):
         return
+    if config.specialized is not None and chunks.count:
+        # not with the module: not every Triton has Gluon
+        from gdn_dispatch.triton_kernels.specialized import can_specialize, specialized_chunk_rule
+
+        if can_specialize(inputs, out):
+            specialized_chunk_rule(inputs, rows, chunks, states, out, config)
+            return
     q, k, v = inputs.q, inputs.k, inputs.v
     H, K = q.shape[1:]
     HV, V = v.shape[1:]

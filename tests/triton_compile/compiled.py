@@ -8,6 +8,7 @@ from gdn_dispatch_cuda.kernels.table import CudaTable
 
 from gdn_dispatch import Available, BackendInfo, hookimpl
 from gdn_dispatch.triton_kernels import attention, rule
+from gdn_dispatch.triton_kernels.specialized_config import gluon_is_there
 
 NAME = "compiled"
 
@@ -16,7 +17,7 @@ class Plugin:
     """The hooks, for one architecture."""
 
     def __init__(self, arch):
-        self.table = CudaTable(arch=arch)
+        self.table = CudaTable(arch=arch, gluon=gluon_is_there())
 
     @hookimpl
     def backend_info(self):

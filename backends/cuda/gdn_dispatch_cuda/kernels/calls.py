@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from gdn_dispatch.triton_kernels import attention, rule
+from gdn_dispatch.triton_kernels.specialized_config import gluon_is_there
 from gdn_dispatch_cuda.kernels.table import CudaTable
 from gdn_dispatch_cuda.providers import choose_provider, run
 from gdn_dispatch_cuda.providers.library import compute_capability
@@ -38,4 +39,8 @@ def gated_delta_rule(request: RuleRequest) -> GDNOutput:
 @lru_cache(maxsize=64)
 def _table(device: torch.device, provider: str | None) -> CudaTable:
     major, minor = compute_capability(device)
-    return CudaTable(arch=10 * major + minor, invariant=provider == "triton_invariant")
+    return CudaTable(
+        arch=10 * major + minor,
+        invariant=provider == "triton_invariant",
+        gluon=gluon_is_there(),
+    )

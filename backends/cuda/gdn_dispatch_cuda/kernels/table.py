@@ -16,6 +16,7 @@ import torch
 from gdn_dispatch.triton_kernels.conv import ConvConfig
 from gdn_dispatch.triton_kernels.prefill import PrefillConfig
 from gdn_dispatch.triton_kernels.segments import SegmentConfig
+from gdn_dispatch.triton_kernels.specialized_config import SpecializedConfig
 from gdn_dispatch.triton_kernels.steps import StepConfig
 
 if TYPE_CHECKING:
@@ -57,6 +58,11 @@ _SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
 _HOPPER_CUT: Final = replace(_HOPPER, segments=_SEGMENTS)
 _HOPPER_WIDE_CUT: Final = replace(_HOPPER_WIDE, segments=_SEGMENTS)
 
+# Of heads of 128 on Hopper: one group of warps for each 64 channels, while that fills the chip;
+# beyond, two in one program, for which q and k are copied once.
+_APART: Final = SpecializedConfig(parts=1, stages=3, prepare_heads=4)
+_TOGETHER: Final = SpecializedConfig(parts=2, stages=3, prepare_heads=4)
+
 # (most rows * HV, config), ascending. The last part of a config is for states with values last.
 _Steps = tuple[tuple[int, StepConfig], ...]
 
@@ -90,10 +96,12 @@ class CudaTable:
         arch: Compute capability, 10 * major + minor.
         invariant: Never let the size of the batch decide: no segments, and one configuration for
             every number of rows, so that a row's bits do not depend on the rows beside it.
+        gluon: Whether Triton's Gluon may be used (``gluon_is_there``).
     """
 
     arch: int = 90
     invariant: bool = False
+    gluon: bool = False
 
     def conv_prefill(self, shape: LaunchShape) -> ConvConfig:
         """See ``LaunchTable``."""
@@ -129,6 +137,12 @@ class CudaTable:
             return _BLACKWELL
         # How many heads run at once, if the longest row sets the time.
         heads = shape.num_v_heads * max(1, shape.tokens // max(1, shape.max_seqlen))
+        if self.arch == 90 and self.gluon and shape.head_dim_k == shape.head_dim_v == 128:
+            if self.invariant:
+                return replace(_HOPPER, specialized=_APART)
+            if heads <= 40:
+                return replace(_HOPPER_CUT, specialized=_APART)
+            return replace(_HOPPER, specialized=_TOGETHER if heads > 66 else _APART)
         if self.invariant:
             return _HOPPER
         if heads <= 40:

@@ -1,0 +1,200 @@
+"""The chunk rule by kernels of specialised warps: the host's part, and their descriptors.
+
+Gluon's descriptors hold the layout that a tile has in shared memory. Triton's, of ``tiles``, leave
+it to the compiler.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
+from gdn_dispatch.triton_kernels.rule_tensors import CHUNK, PrefillInputs, States
+from gdn_dispatch.triton_kernels.segments import Prepared, block_of, split_into_segments
+from gdn_dispatch.triton_kernels.specialized_kernel import specialized_recurrence_kernel
+from gdn_dispatch.triton_kernels.specialized_prepare_kernel import specialized_prepare_kernel
+from gdn_dispatch.triton_kernels.tiles import tiles_of
+
+if TYPE_CHECKING:
+    from gdn_dispatch.triton_kernels.prefill import PrefillConfig
+    from gdn_dispatch.triton_kernels.rows import Chunks, Rows
+    from gdn_dispatch.triton_kernels.segments import Segments
+    from gdn_dispatch.triton_kernels.specialized_config import SpecializedConfig
+
+__all__ = ["can_specialize", "specialized_chunk_rule"]
+
+_PART = 64
+"""Channels of V of a group of warps."""
+
+_COPIED = 24
+_RECUR = 240
+"""Registers per thread of warps that copy, and of those that recur; hardware counts in eights."""
+
+
+def can_specialize(inputs: PrefillInputs, out: torch.Tensor) -> bool:
+    """Whether descriptors can address q, k, v and the output, and sizes are those compiled for."""
+    q, k, v = inputs.q, inputs.k, inputs.v
+    if v.dtype != torch.bfloat16 or k.shape[2] != 128 or v.shape[2] != 128:
+        return False
+    return all(
+        (x.shape[1] == 1 or x.stride(1) == x.shape[2])
+        and x.stride(0) * x.element_size() % 16 == 0
+        and x.data_ptr() % 16 == 0
+        for x in (q, k, v, out)
+    )
+
+
+def specialized_chunk_rule(
+    inputs: PrefillInputs,
+    rows: Rows,
+    chunks: Chunks,
+    states: States,
+    out: torch.Tensor,
+    config: PrefillConfig,
+) -> None:
+    """``chunk_rule`` of a call that ``can_specialize``, with at least one chunk."""
+    how = config.specialized
+    if how is None:
+        raise ValueError("specialized_chunk_rule wants PrefillConfig.specialized")
+    v = inputs.v
+    HV, device = v.shape[1], v.device
+    matrices = torch.empty(2, HV, chunks.count, CHUNK, CHUNK, dtype=v.dtype, device=device)
+    factors = torch.empty(HV, chunks.count, 4, CHUNK, dtype=torch.float32, device=device)
+    _prepare(inputs, rows, chunks, matrices, factors, how)
+    cut = None
+    if config.segments is not None:
+        block_v = block_of(config.block_v, v.shape[2])
+        tiles = tiles_of(inputs.q, inputs.k, v, matrices, factors, block_v=block_v)
+        prepared = Prepared(matrices[0], factors, chunks.offsets, tiles)
+        cut = split_into_segments(inputs, rows, states, prepared, config)
+    _recur(inputs, rows, chunks, states, matrices, factors, cut, out, how)
+
+
+def _prepare(
+    inputs: PrefillInputs,
+    rows: Rows,
+    chunks: Chunks,
+    matrices: torch.Tensor,
+    factors: torch.Tensor,
+    config: SpecializedConfig,
+) -> None:
+    H, K = inputs.k.shape[1:]
+    HV = inputs.v.shape[1]
+    heads = min(HV // H, config.prepare_heads)
+    if HV // H % heads:
+        heads = 1
+    specialized_prepare_kernel[(chunks.count * HV // heads,)](
+        _tokens(inputs.q, K),
+        _tokens(inputs.k, K),
+        _square(matrices[0], swizzle=64),
+        _square(matrices[1], swizzle=128),
+        inputs.g,
+        inputs.beta,
+        inputs.A_log,
+        inputs.dt_bias,
+        factors,
+        chunks.indices,
+        chunks.nonempty,
+        rows.starts,
+        rows.cu_seqlens,
+        chunks.count,
+        inputs.scale,
+        *inputs.g.stride(),
+        *inputs.beta.stride(),
+        H,
+        K=K,
+        BT=CHUNK,
+        GROUP=HV // H,
+        HEADS=heads,
+        L2NORM=inputs.l2norm,
+        BETA_IS_LOGIT=inputs.beta_is_logit,
+        NEG_EIGVAL=inputs.allow_neg_eigval,
+        num_warps=4,
+        maxnreg=config.prepare_registers,
+    )
+
+
+def _recur(
+    inputs: PrefillInputs,
+    rows: Rows,
+    chunks: Chunks,
+    states: States,
+    matrices: torch.Tensor,
+    factors: torch.Tensor,
+    cut: Segments | None,
+    out: torch.Tensor,
+    config: SpecializedConfig,
+) -> None:
+    H, K = inputs.k.shape[1:]
+    HV, V = inputs.v.shape[1:]
+    slots, initial, final = states.slots, states.initial, states.final
+    initial_strides = states.strides(initial)
+    if cut is not None:
+        initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
+    segments = 1 if cut is None else cut.count
+    checkpoints = None if slots is None else slots.checkpoint_sequences
+    of_factors = TensorDescriptor(
+        factors, [factors.numel()], [1], [4 * CHUNK], gl.NVMMASharedLayout(0, 32, 1)
+    )
+    warps = 4 * config.parts + 4  # those that copy count as four
+    specialized_recurrence_kernel[(V // (_PART * config.parts) * HV * rows.num_seqs * segments,)](
+        _tokens(inputs.q, K),
+        _tokens(inputs.k, K),
+        _tokens(inputs.v, _PART),
+        _square(matrices[0], swizzle=128),
+        _square(matrices[1], swizzle=128),
+        of_factors,
+        _tokens(out, _PART),
+        out,
+        initial,
+        final,
+        rows.sequences,
+        rows.starts,
+        rows.cu_seqlens,
+        chunks.offsets,
+        None if slots is None else slots.write,
+        None if slots is None else slots.read,
+        None if slots is None else slots.has_initial_state,
+        checkpoints,
+        None if slots is None else slots.checkpoint_offsets,
+        None if slots is None else slots.checkpoint_slots,
+        0 if checkpoints is None else checkpoints.shape[0],
+        -1 if slots is None else slots.pad_slot,
+        0 if initial is None else initial.shape[0],
+        0 if final is None else final.shape[0],
+        chunks.count,
+        0 if cut is None else cut.tokens,
+        segments,
+        *states.slot_strides(),
+        *initial_strides,
+        *states.strides(final),
+        HV,
+        GROUP=HV // H,
+        K=K,
+        V=V,
+        BT=CHUNK,
+        PARTS=config.parts,
+        STAGES=config.stages,
+        RECUR_REGISTERS=_RECUR,
+        COPY_REGISTERS=_COPIED,
+        SEGMENTED=cut is not None,
+        num_warps=4,
+        maxnreg=65_536 // (32 * warps) // 8 * 8 if config.parts == 2 else 136,
+    )
+
+
+def _tokens(x: torch.Tensor, columns: int) -> TensorDescriptor:
+    """Of ``[T, heads, width]``: chunks of tokens, ``columns`` wide."""
+    T, heads, width = x.shape
+    block = [CHUNK, columns]
+    layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16)
+    return TensorDescriptor(x, [T, heads * width], [x.stride(0), 1], block, layout)
+
+
+def _square(x: torch.Tensor, *, swizzle: int) -> TensorDescriptor:
+    """Of ``[HV, chunks, C, C]``: one matrix."""
+    layout = gl.NVMMASharedLayout(swizzle, 16, 2)
+    return TensorDescriptor(x, [x.numel() // CHUNK, CHUNK], [CHUNK, 1], [CHUNK, CHUNK], layout)

@@ -1,0 +1,39 @@
+"""Whether and how to launch the kernels of specialised warps; imports nothing of Gluon."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import triton
+
+__all__ = ["SpecializedConfig", "gluon_is_there"]
+
+
+@dataclass(frozen=True, slots=True)
+class SpecializedConfig:
+    """How to launch ``specialized_prepare_kernel`` and ``specialized_recurrence_kernel``.
+
+    They take bf16 inputs that descriptors can address, and heads of 128; other calls get the
+    portable kernels. Their numbers change the speed alone: no bit of a result.
+
+    Attributes:
+        parts: Groups of warps that recur, 1 or 2, each over 64 channels of V.
+        stages: Chunks in shared memory, 2 or 3.
+        prepare_heads: Value heads that a program of the preparation prepares a chunk for, at most;
+            a power of two. They share q and k, and their products.
+        prepare_registers: Per thread of the preparation.
+    """
+
+    parts: int = 1
+    stages: int = 3
+    prepare_heads: int = 2
+    prepare_registers: int = 160
+
+
+def gluon_is_there() -> bool:
+    """Whether this Triton compiles Gluon as these kernels are written in it.
+
+    Gluon changes between versions of Triton; 3.6 is the one they were run with. Triton's
+    interpreter does not know it.
+    """
+    return triton.__version__.startswith("3.6.") and not triton.knobs.runtime.interpret

@@ -1,0 +1,375 @@
+"""The recurrence over chunks for Hopper: warps that copy chunks, and warps that recur over them.
+
+``recurrence_kernel`` in Gluon, Triton's language of explicit layouts: a copying warp keeps chunks
+in shared memory ahead of the others, and of the products of a chunk those that no other waits for
+run beside those that the next chunk waits for. One or two groups of four warps recur, each over 64
+channels of V; two share what was copied, and fill each other's gaps.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    fence_async_shared,
+    mbarrier,
+    tma,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+__all__ = ["specialized_recurrence_kernel"]
+
+
+@gluon.jit
+def copy_chunks(
+    q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, queries, keys,
+    values, transforms, scores, factors, ready, done, token, key_column, v_column, chunk, chunks,
+):  # fmt: skip
+    """Chunks from device memory to shared memory, as many ahead as it holds."""
+    STAGES: gl.constexpr = queries.shape[0]
+    PARTS: gl.constexpr = values.shape[0] // STAGES
+    BT: gl.constexpr = queries.shape[1]
+    SIZE: gl.constexpr = (
+        q_tiles.block_type.nbytes
+        + k_tiles.block_type.nbytes
+        + v_tiles.block_type.nbytes * PARTS
+        + transform_tiles.block_type.nbytes
+        + attention_tiles.block_type.nbytes
+        + factor_tiles.block_type.nbytes
+    )
+    for i in range(chunks):
+        stage = i % STAGES
+        mbarrier.wait(done.index(stage), (i // STAGES & 1) ^ 1)
+        bar = ready.index(stage)
+        first = token + i * BT
+        mbarrier.expect(bar, SIZE)
+        tma.async_copy_global_to_shared(k_tiles, [first, key_column], bar, keys.index(stage))
+        tma.async_copy_global_to_shared(
+            factor_tiles, [(chunk + i) * 4 * BT], bar, factors.index(stage)
+        )
+        for part in gl.static_range(PARTS):
+            tma.async_copy_global_to_shared(
+                v_tiles, [first, v_column + 64 * part], bar, values.index(stage * PARTS + part)
+            )
+        tma.async_copy_global_to_shared(
+            transform_tiles, [(chunk + i) * BT, 0], bar, transforms.index(stage)
+        )
+        tma.async_copy_global_to_shared(q_tiles, [first, key_column], bar, queries.index(stage))
+        tma.async_copy_global_to_shared(
+            attention_tiles, [(chunk + i) * BT, 0], bar, scores.index(stage)
+        )
+
+
+@gluon.jit
+def read_state(place, channel, stride_v, stride_k, K: gl.constexpr, LAYOUT: gl.constexpr):
+    """The transposed state [64, K] in fp32, from its place in a head's state."""
+    channels = channel + gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))
+    dims = gl.arange(0, K, gl.SliceLayout(0, LAYOUT))
+    at = channels[:, None] * stride_v + dims[None, :] * stride_k
+    return gl.load(place + at).to(gl.float32)
+
+
+@gluon.jit
+def keep_rows(place, tile, rows, stride):
+    """Write the first ``rows`` rows of a tile."""
+    LAYOUT: gl.constexpr = tile.type.layout
+    t = gl.arange(0, tile.shape[0], gl.SliceLayout(1, LAYOUT))
+    columns = gl.arange(0, tile.shape[1], gl.SliceLayout(0, LAYOUT))
+    at = t.to(gl.int64)[:, None] * stride + columns[None, :]
+    gl.store(place + at, tile, mask=(t < rows)[:, None])
+
+
+@gluon.jit
+def keep_state(place, state, channel, stride_v, stride_k):
+    """Write a transposed state [64, K] to its place in a head's state."""
+    LAYOUT: gl.constexpr = state.type.layout
+    channels = channel + gl.arange(0, state.shape[0], gl.SliceLayout(1, LAYOUT))
+    dims = gl.arange(0, state.shape[1], gl.SliceLayout(0, LAYOUT))
+    gl.store(
+        place + (channels[:, None] * stride_v + dims[None, :] * stride_k),
+        state.to(place.dtype.element_ty),
+    )
+
+
+@gluon.jit
+def blank(tile, rows):
+    """Zeros for the rows of a tile from ``rows`` on, which are another sequence's."""
+    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    t = gl.arange(0, tile.shape[0], gl.SliceLayout(1, ROWS))
+    found = tile.load(ROWS)
+    tile.store(gl.where((t < rows)[:, None], found, gl.zeros_like(found)))
+
+
+@gluon.jit
+def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.constexpr):
+    """Chunks one after the other, with the transposed state [64, K] in registers."""
+    buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot = shared
+    queries, keys, values, transforms, scores, factors, results, out_tiles, out = buffers
+    ready, done = barriers
+    token, length, end, head, channel, row_ends = whose
+    initial, initial_v, initial_k, present = initial_state
+    checkpoint_offsets, checkpoint_slots, checkpoint, checkpoints = checkpointing
+    final, final_slots, final_slot, final_v, final_k, destination = finally_
+    STAGES: gl.constexpr = queries.shape[0]
+    PARTS: gl.constexpr = values.shape[0] // STAGES
+    BT: gl.constexpr = queries.shape[1]
+    DTYPE: gl.constexpr = queries.dtype
+    CHUNK: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BT, 16])
+    STATE: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, K, 16])
+    OPERAND: gl.constexpr = gl.DotOperandLayout(0, CHUNK, 2)
+    DECAYED: gl.constexpr = gl.DotOperandLayout(0, STATE, 2)
+    TOKENS: gl.constexpr = gl.SliceLayout(0, CHUNK)
+    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    channel += 64 * part
+    result_at = results.index(part)
+    zero = gl.zeros([64, BT], gl.float32, CHUNK)
+
+    state = gl.zeros([64, K], gl.float32, STATE)
+    if initial is not None:
+        if present:
+            state = read_state(initial, channel, initial_v, initial_k, K, STATE)
+    next_checkpoint = end + 1
+    if checkpoint_offsets is not None:
+        if checkpoints > 0:
+            next_checkpoint = gl.load(checkpoint_offsets + checkpoint).to(gl.int32)
+
+    for i in range(gl.cdiv(length, BT)):
+        stage = i % STAGES
+        offset = i * BT
+        mbarrier.wait(ready.index(stage), i // STAGES & 1)
+        keys_at = keys.index(stage)
+        values_at = values.index(stage * PARTS + part)
+        if offset + BT > length:
+            blank(keys_at, length - offset)
+            blank(values_at, length - offset)
+            fence_async_shared()
+        operand = gl.convert_layout(state.to(DTYPE), OPERAND)
+        recalled = warpgroup_mma(
+            operand, keys_at.permute((1, 0)), zero, use_acc=False, is_async=True
+        )
+        result = warpgroup_mma(
+            operand, queries.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
+        )
+        factor = factors.index(stage)
+        surprise = values_at.permute((1, 0)).load(CHUNK).to(gl.float32)
+        into_keys = factor.slice(0, BT).load(TOKENS)
+        recalled = warpgroup_mma_wait(1, deps=(recalled,))
+        surprise = surprise - recalled * into_keys[None, :]
+        surprise = gl.convert_layout(surprise.to(DTYPE), OPERAND)
+        fresh = warpgroup_mma(
+            surprise, transforms.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
+        )
+        into_queries = factor.slice(BT, BT).load(TOKENS)
+        to_end = factor.slice(2 * BT, BT).load(TOKENS)
+        whole = gl.max(factor.slice(3 * BT, 1).load(ONE), axis=0)
+        fresh, result, _, _ = warpgroup_mma_wait(0, deps=(fresh, result, operand, surprise))
+        result = result * into_queries[None, :]
+        decayed = gl.convert_layout((fresh * to_end[None, :]).to(DTYPE), DECAYED)
+        fresh = gl.convert_layout(fresh.to(DTYPE), OPERAND)
+        result = warpgroup_mma(fresh, scores.index(stage).permute((1, 0)), result, is_async=True)
+        state = warpgroup_mma(decayed, keys_at, state * whole, is_async=True)
+        result, _ = warpgroup_mma_wait(1, deps=(result, fresh))
+        tma.store_wait(0)
+        result_at.permute((1, 0)).store(result.to(out.dtype.element_ty))
+        if offset + BT <= length:
+            fence_async_shared()
+            tma.async_copy_shared_to_global(
+                out_tiles, [token + offset, head * V + channel], result_at
+            )
+        else:
+            # the copy engine would write on, into the next row
+            place = out + (token + offset).to(gl.int64) * (HV * V) + (head * V + channel)
+            keep_rows(place, result_at.load(ROWS), length - offset, HV * V)
+        state, _ = warpgroup_mma_wait(0, deps=(state, decayed))
+        mbarrier.arrive(done.index(stage), count=1)
+        if checkpoint_offsets is not None:
+            if end - length + offset + BT == next_checkpoint:
+                slot = gl.load(checkpoint_slots + checkpoint).to(gl.int64)
+                if (slot >= 0) & (slot != pad_slot) & (slot < final_slots):
+                    keep_state(final + slot * final_slot, state, channel, final_v, final_k)
+                checkpoint += 1
+                checkpoints -= 1
+                next_checkpoint = end + 1
+                if checkpoints > 0:
+                    next_checkpoint = gl.load(checkpoint_offsets + checkpoint).to(gl.int32)
+    tma.store_wait(0)
+    if final is not None:
+        if row_ends:
+            keep_state(final + destination * final_slot, state, channel, final_v, final_k)
+
+
+@gluon.jit(
+    do_not_specialize=[
+        "chunks",
+        "pad_slot",
+        "initial_slots",
+        "final_slots",
+        "segment_tokens",
+        "segments",
+        "num_checkpoints",
+        "write_stride",
+        "read_stride",
+    ]
+)
+def specialized_recurrence_kernel(
+    q_tiles,
+    k_tiles,
+    v_tiles,
+    transform_tiles,
+    attention_tiles,
+    factor_tiles,
+    out_tiles,
+    out,
+    initial,
+    final,
+    sequences,
+    starts,
+    cu_seqlens,
+    chunk_offsets,
+    write,
+    read,
+    has_initial_state,
+    checkpoint_sequences,
+    checkpoint_offsets,
+    checkpoint_slots,
+    num_checkpoints,
+    pad_slot,
+    initial_slots,
+    final_slots,
+    chunks,
+    segment_tokens,
+    segments,
+    write_stride,
+    read_stride,
+    initial_slot,
+    initial_head,
+    initial_v,
+    initial_k,
+    final_slot,
+    final_head,
+    final_v,
+    final_k,
+    HV: gl.constexpr,
+    GROUP: gl.constexpr,
+    K: gl.constexpr,
+    V: gl.constexpr,
+    BT: gl.constexpr,
+    PARTS: gl.constexpr,
+    STAGES: gl.constexpr,
+    RECUR_REGISTERS: gl.constexpr,
+    COPY_REGISTERS: gl.constexpr,
+    SEGMENTED: gl.constexpr,
+):
+    """64 * PARTS channels of V of one value head of one row (or of one segment of it).
+
+    Arguments and results are those of ``recurrence_kernel``.
+    """
+    BLOCKS: gl.constexpr = V // (64 * PARTS)
+    block = gl.program_id(0) % BLOCKS
+    head = (gl.program_id(0) // BLOCKS) % HV
+    row = gl.program_id(0) // (BLOCKS * HV)
+    source = row.to(gl.int64)
+    begin = 0
+    if SEGMENTED:
+        begin = (row % segments) * segment_tokens
+        row = row // segments
+    sequence = row.to(gl.int64)
+    length = (gl.load(cu_seqlens + row + 1) - gl.load(cu_seqlens + row)).to(gl.int32)
+    token = gl.load(starts + row).to(gl.int32)
+    channel = block * (64 * PARTS)
+    end = length
+    live = length >= begin
+    if SEGMENTED:
+        end = gl.minimum(length, begin + segment_tokens)
+        live = (begin < length) | (begin == 0)
+    if sequences is not None:
+        sequence = gl.load(sequences + row).to(gl.int64)
+        live = live & (sequence >= 0)
+        sequence = gl.maximum(sequence, 0)
+    destination = row.to(gl.int64)
+    present = live
+    if write is not None:
+        live = live & (length > 0)
+        destination = gl.load(write + sequence * write_stride).to(gl.int64)
+        padding = (destination < 0) | (destination == pad_slot) | (destination >= final_slots)
+        if live & padding:
+            ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+            nothing = gl.zeros([BT, 64], out.dtype.element_ty, ROWS)
+            for offset in range(begin, end, BT):
+                place = out + (token + offset).to(gl.int64) * (HV * V) + (head * V + channel)
+                for part in gl.static_range(PARTS):
+                    keep_rows(place + 64 * part, nothing, end - offset, HV * V)
+        live = live & (padding == 0)
+        present = live
+        if not SEGMENTED:
+            source = destination
+            if read is not None:
+                source = gl.load(read + sequence * read_stride).to(gl.int64)
+            present = live & (source >= 0) & (source != pad_slot) & (source < initial_slots)
+            if has_initial_state is not None:
+                present = present & (gl.load(has_initial_state + sequence) != 0)
+    checkpoint = 0
+    checkpoints = 0
+    if checkpoint_sequences is not None:
+        # those of this row that fall into begin+1 .. end; they lie side by side
+        checkpoint = num_checkpoints
+        LIST: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+        for base in range(0, num_checkpoints, 128):
+            i = base + gl.arange(0, 128, LIST)
+            of = gl.load(checkpoint_sequences + i, mask=i < num_checkpoints, other=-1)
+            at_token = gl.load(checkpoint_offsets + i, mask=i < num_checkpoints, other=0)
+            mine = (of == sequence) & (at_token > begin) & (at_token <= end)
+            checkpoints += gl.sum(mine.to(gl.int32), axis=0)
+            checkpoint = gl.minimum(checkpoint, gl.min(gl.where(mine, i, num_checkpoints), axis=0))
+    # chunks of nobody: nothing is copied, read or written
+    tokens = gl.where(live, gl.maximum(end - begin, 0), 0)
+
+    DTYPE: gl.constexpr = k_tiles.dtype
+    queries = gl.allocate_shared_memory(DTYPE, [STAGES, BT, K], q_tiles.layout)
+    keys = gl.allocate_shared_memory(DTYPE, [STAGES, BT, K], k_tiles.layout)
+    values = gl.allocate_shared_memory(DTYPE, [STAGES * PARTS, BT, 64], v_tiles.layout)
+    transforms = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], transform_tiles.layout)
+    scores = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], attention_tiles.layout)
+    factors = gl.allocate_shared_memory(gl.float32, [STAGES, 4 * BT], factor_tiles.layout)
+    results = gl.allocate_shared_memory(DTYPE, [PARTS, BT, 64], out_tiles.layout)
+    BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
+    ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    done = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    for i in gl.static_range(STAGES):
+        mbarrier.init(ready.index(i), count=1)
+        mbarrier.init(done.index(i), count=PARTS)
+
+    if initial is not None:
+        initial += source * initial_slot + head.to(gl.int64) * initial_head
+    if final is not None:
+        final += head.to(gl.int64) * final_head
+    buffers = (queries, keys, values, transforms, scores, factors, results, out_tiles, out)
+    barriers = (ready, done)
+    whose = (token + begin, tokens, end, head, channel, live & (end == length))
+    initial_state = (initial, initial_v, initial_k, present)
+    checkpointing = (checkpoint_offsets, checkpoint_slots, checkpoint, checkpoints)
+    finally_ = (final, final_slots, final_slot, final_v, final_k, destination)
+    key_column = head // GROUP * K
+    chunk = head * chunks + gl.load(chunk_offsets + row).to(gl.int32) + begin // BT
+    copying = (
+        q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, queries, keys,
+        values, transforms, scores, factors, ready, done, token + begin, key_column,
+        head * V + channel, chunk, gl.cdiv(tokens, BT),
+    )  # fmt: skip
+    shared = (buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot)
+    if PARTS == 1:
+        gl.warp_specialize(
+            [(recur, (shared, 0, K, V, HV)), (copy_chunks, copying)], [1], [COPY_REGISTERS]
+        )
+    else:
+        gl.warp_specialize(
+            [
+                (recur, (shared, 0, K, V, HV)),
+                (recur, (shared, 1, K, V, HV)),
+                (copy_chunks, copying),
+            ],
+            [4, 1],
+            [RECUR_REGISTERS, COPY_REGISTERS],
+        )
