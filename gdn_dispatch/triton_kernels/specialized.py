@@ -29,8 +29,8 @@ __all__ = ["can_specialize", "specialized_chunk_rule"]
 _PART = 64
 """Channels of V of a group of warps."""
 
-_COPIED = 24
-_RECUR = 240
+_COPY = 40
+_RECUR = 232
 """Registers per thread of warps that copy, and of those that recur; hardware counts in eights."""
 
 
@@ -179,7 +179,7 @@ def _recur(
         PARTS=config.parts,
         STAGES=config.stages,
         RECUR_REGISTERS=_RECUR,
-        COPY_REGISTERS=_COPIED,
+        COPY_REGISTERS=_COPY,
         SEGMENTED=cut is not None,
         num_warps=4,
         maxnreg=65_536 // (32 * warps) // 8 * 8 if config.parts == 2 else 136,

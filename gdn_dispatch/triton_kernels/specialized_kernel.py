@@ -22,11 +22,32 @@ __all__ = ["specialized_recurrence_kernel"]
 
 
 @gluon.jit
+def blank(tile, rows):
+    """Zeros for the rows of a tile from ``rows`` on, which are another sequence's.
+
+    A few rows at a time, for a warp of few registers.
+    """
+    WARPS: gl.constexpr = gl.num_warps()
+    ROWS: gl.constexpr = tile.shape[0]
+    EACH: gl.constexpr = 8 if WARPS == 1 else 4 * WARPS
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
+    t = gl.arange(0, EACH, gl.SliceLayout(1, LAYOUT))
+    for first in gl.static_range(0, ROWS, EACH):
+        some = tile.slice(first, EACH)
+        found = some.load(LAYOUT)
+        some.store(gl.where((first + t < rows)[:, None], found, gl.zeros_like(found)))
+
+
+@gluon.jit
 def copy_chunks(
     q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, queries, keys,
-    values, transforms, scores, factors, ready, done, token, key_column, v_column, chunk, chunks,
+    values, transforms, scores, factors, ready, done, landed, token, key_column, v_column, chunk,
+    length,
 ):  # fmt: skip
-    """Chunks from device memory to shared memory, as many ahead as it holds."""
+    """Chunks from device memory to shared memory, as many ahead as it holds.
+
+    What the last one has of another sequence is blanked: factors of zero do not undo a NaN.
+    """
     STAGES: gl.constexpr = queries.shape[0]
     PARTS: gl.constexpr = values.shape[0] // STAGES
     BT: gl.constexpr = queries.shape[1]
@@ -38,10 +59,13 @@ def copy_chunks(
         + attention_tiles.block_type.nbytes
         + factor_tiles.block_type.nbytes
     )
-    for i in range(chunks):
+    for i in range(gl.cdiv(length, BT)):
         stage = i % STAGES
+        rows = length - i * BT
         mbarrier.wait(done.index(stage), (i // STAGES & 1) ^ 1)
         bar = ready.index(stage)
+        if rows < BT:
+            bar = landed.index(0)
         first = token + i * BT
         mbarrier.expect(bar, SIZE)
         tma.async_copy_global_to_shared(k_tiles, [first, key_column], bar, keys.index(stage))
@@ -59,6 +83,13 @@ def copy_chunks(
         tma.async_copy_global_to_shared(
             attention_tiles, [(chunk + i) * BT, 0], bar, scores.index(stage)
         )
+        if rows < BT:
+            mbarrier.wait(bar, 0)
+            blank(keys.index(stage), rows)
+            for part in gl.static_range(PARTS):
+                blank(values.index(stage * PARTS + part), rows)
+            fence_async_shared()
+            mbarrier.arrive(ready.index(stage), count=1)
 
 
 @gluon.jit
@@ -90,15 +121,6 @@ def keep_state(place, state, channel, stride_v, stride_k):
         place + (channels[:, None] * stride_v + dims[None, :] * stride_k),
         state.to(place.dtype.element_ty),
     )
-
-
-@gluon.jit
-def blank(tile, rows):
-    """Zeros for the rows of a tile from ``rows`` on, which are another sequence's."""
-    ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
-    t = gl.arange(0, tile.shape[0], gl.SliceLayout(1, ROWS))
-    found = tile.load(ROWS)
-    tile.store(gl.where((t < rows)[:, None], found, gl.zeros_like(found)))
 
 
 @gluon.jit
@@ -141,10 +163,6 @@ def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.c
         mbarrier.wait(ready.index(stage), i // STAGES & 1)
         keys_at = keys.index(stage)
         values_at = values.index(stage * PARTS + part)
-        if offset + BT > length:
-            blank(keys_at, length - offset)
-            blank(values_at, length - offset)
-            fence_async_shared()
         operand = gl.convert_layout(state.to(DTYPE), OPERAND)
         recalled = warpgroup_mma(
             operand, keys_at.permute((1, 0)), zero, use_acc=False, is_async=True
@@ -337,6 +355,8 @@ def specialized_recurrence_kernel(
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     done = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    landed = gl.allocate_shared_memory(gl.int64, [1, 1], BARRIER)
+    mbarrier.init(landed.index(0), count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(ready.index(i), count=1)
         mbarrier.init(done.index(i), count=PARTS)
@@ -355,8 +375,8 @@ def specialized_recurrence_kernel(
     chunk = head * chunks + gl.load(chunk_offsets + row).to(gl.int32) + begin // BT
     copying = (
         q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, queries, keys,
-        values, transforms, scores, factors, ready, done, token + begin, key_column,
-        head * V + channel, chunk, gl.cdiv(tokens, BT),
+        values, transforms, scores, factors, ready, done, landed, token + begin, key_column,
+        head * V + channel, chunk, tokens,
     )  # fmt: skip
     shared = (buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot)
     if PARTS == 1:
