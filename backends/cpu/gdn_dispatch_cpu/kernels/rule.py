@@ -50,8 +50,8 @@ def gated_delta_rule(request: RuleRequest, options: Options = BEST) -> GDNOutput
             target = _states(final, v_first)
     out = empty_output(v)
 
-    # A quarter of a decode step is spent on what follows, so nothing is asked twice: q, k, v and the
-    # output share a dtype, and g and beta have that one or fp32.
+    # A quarter of a decode step is spent here, so nothing is asked twice: q, k, v and the output
+    # share a dtype, and g and beta have that one or fp32.
     dtype = q.dtype
     kind = DTYPES[dtype]
     qb, qt, qh, qc = q.stride()
