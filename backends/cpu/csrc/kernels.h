@@ -50,6 +50,7 @@ struct Batch {
     const Mark *marks;
     const LineMark *line_marks;
     int64_t most_columns;  // of a line mark
+    bool from_memory;      // the call's states are more than caches hold
 };
 
 // A share of the work: one sequence, one key head, some column panels of its value heads' states; or,

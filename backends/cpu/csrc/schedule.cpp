@@ -37,6 +37,7 @@ thread_local Scratch scratch_of_thread;
 thread_local Scratch taps_of_thread;
 thread_local std::vector<Share> shares_of_thread;
 
+constexpr int64_t kCached = 32 << 20;  // bytes of states that may lie in a cache since the last call
 constexpr int64_t kSharesPerThread = 3;
 constexpr int64_t kMostHeads = 8;  // key heads of a share: more would save little, and balance worse
 
@@ -128,6 +129,9 @@ int64_t run(const Kernels &kernels, const Plan &plan, Batch batch) {
     }
     for (const LineMark &mark : plan.line_marks)
         batch.most_columns = std::max(batch.most_columns, mark.columns);
+    batch.from_memory = (int64_t)plan.sequences.size() * p.num_v_heads * p.head_dim_k *
+                            p.head_dim_v * (int64_t)sizeof(float) >
+                        kCached;
     const int64_t size = (kernels.scratch_size(&batch) + kPage - 1) / kPage * kPage;
     const int64_t num_shares = (int64_t)shares.size();
     const Share *first_share = shares.data();

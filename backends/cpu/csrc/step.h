@@ -128,7 +128,7 @@ struct StateStrip {
             Floats output[N];
             const int64_t tokens = offset + t + 1;
             const Rows to = after(tokens, mark);
-            Form::step(from, to, p.head_dim_k, token, output);
+            Form::step(from, to, batch.from_memory, p.head_dim_k, token, output);
             from = to;
             if (mark < sequence.last_mark && batch.marks[mark].after == tokens)
                 write_out(batch.marks[mark], to);

@@ -32,11 +32,16 @@ struct RowsOfV {
 
     static int64_t scratch_row(int64_t) { return N * kLanes; }
 
-    static GDN_INLINE void step(const Rows &from, const Rows &to, int64_t K, const Token<N> &token,
-                                Floats (&output)[N]) {
+    static GDN_INLINE void step(const Rows &from, const Rows &to, bool from_memory, int64_t K,
+                                const Token<N> &token, Floats (&output)[N]) {
         Floats memory[N] = {}, answer[N] = {}, d[N];
         if (from.data)
             for (int64_t k = 0; k < K; ++k) {
+                // A few lines of pages to come: hardware prefetchers, which stop where a page ends,
+                // fetch the others. States in a cache lose by it.
+                if (from_memory)
+                    for (int n = 0; n < N && n < 2; ++n)
+                        __builtin_prefetch(from.data + (k + 16) * from.row + n * kLanes, 0, 2);
                 const Floats key = keep(splat(token.key[k])), query = keep(splat(token.query[k]));
                 GDN_UNROLL
                 for (int n = 0; n < N; ++n) {
@@ -109,8 +114,8 @@ struct RowsOfK {
         }
     }
 
-    static GDN_INLINE void step(const Rows &from, const Rows &to, int64_t K, const Token<N> &token,
-                                Floats (&output)[N]) {
+    static GDN_INLINE void step(const Rows &from, const Rows &to, bool from_memory, int64_t K,
+                                const Token<N> &token, Floats (&output)[N]) {
         const int64_t vectors = K / kLanes;
         const Row key(token.key);
         for (int n = 0; n < N; ++n) {
@@ -123,10 +128,12 @@ struct RowsOfK {
             for (int i = 0; i < kLanes; ++i) {
                 float *next = to.data + (n * kLanes + i) * to.row;
                 const Floats change = keep(splat(d[i]));
-                // The rows behind these, or the next head's: an update has loads to spare.
-                GDN_UNROLL
-                for (int64_t k = 0; k < Width && old; ++k)
-                    __builtin_prefetch(old + (kLanes + i) * from.row + k * kLanes, 0, 3);
+                // The rows behind these, or the next head's, from a cache: an update has loads to
+                // spare. States from memory lose by it.
+                if (old && !from_memory)
+                    GDN_UNROLL
+                    for (int64_t k = 0; k < Width; ++k)
+                        __builtin_prefetch(old + (kLanes + i) * from.row + k * kLanes, 0, 3);
                 GDN_UNROLL
                 for (int64_t k = 0; k < (Width ? Width : vectors); ++k) {
                     Floats s = key.at(k) * change;
