@@ -9,8 +9,14 @@ runs in one process, in paired rounds (``gdn-dispatch bench``), at the sizes of 
 Both sides of a comparison with vLLM take states from a pool and leave them there. The peaks:
 
 * prefill: the operations of the chunked form at the rates that oneDNN's own matrix products reach
-  in the same round, bf16 for the products with the state and fp32 for the others;
-* decode: multiplying a tensor of the states' size in place, which reads and writes as much.
+  in the same round, bf16 for the products with the state and fp32 for the others, of the sizes
+  where each is fastest;
+* decode: multiplying the states themselves in place, which reads and writes as much. Another tensor
+  of their size lies on other pages, and where pages lie is worth a tenth, for as long as a process
+  runs.
+
+Neighbours on the host take memory bandwidth away for a while, so both sides of a peak are medians
+of several samples.
 """
 
 from __future__ import annotations
@@ -24,6 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -44,6 +51,8 @@ from gdn_dispatch.types import RuleRequest
 
 VLLM = "0.32.0"
 LENS = tuple(np.random.default_rng(0).integers(17, 601, 32).tolist())
+GEMM_SIZES = (1024, 2048)
+SAMPLES = 5
 BF16_PRODUCTS = 3.5e-3
 """Relative error they may have, of output or state."""
 ERRORS = (
@@ -130,9 +139,18 @@ def decode_call(x: dict[str, torch.Tensor], pool: torch.Tensor, **fields: Any) -
     )  # fmt: skip
 
 
-def decode(ops: Any, timed: Timed, B: int, v_first: bool, _: ExitStack) -> Prepared:
+def decode(
+    ops: Any,
+    timed: Timed,
+    B: int,
+    v_first: bool,
+    _: ExitStack,
+    mine: torch.Tensor | None = None,
+) -> Prepared:
     """A step of decode on a pool; with ``v_first``, ours lies the other way round."""
-    x, mine, pool = decode_inputs(B), torch.zeros(B, HV, V, K), torch.zeros(B, HV, K, V)
+    x, pool = decode_inputs(B), torch.zeros(B, HV, K, V)
+    if mine is None:
+        mine = torch.zeros(B, HV, V, K)
     cu_seqlens, slots = (torch.arange(n, dtype=torch.int32) for n in (B + 1, B))
     call = decode_call(x, mine, state_v_first=v_first)
 
@@ -202,29 +220,41 @@ def operations(T: int) -> tuple[float, float]:
     return T / C * HV * with_state, T / C * HV * between
 
 
+def steady(sample: Callable[[], float]) -> Callable[[], float]:
+    """The median of several samples."""
+    return lambda: median(sample() for _ in range(SAMPLES))
+
+
+def rate(timed: Timed, dtype: torch.dtype) -> Callable[[], float]:
+    """Seconds an operation of a square matrix product, of the fastest size."""
+    samples = []
+    for M in GEMM_SIZES:
+        x = torch.randn(M, M).to(dtype)
+        out = torch.empty_like(x)
+        samples.append((2 * M**3, steady(timed(partial(torch.mm, x, x, out=out)))))
+    return lambda: min(sample() / count for count, sample in samples)
+
+
 def prefill_peak(ops: Any, timed: Timed, T: int, stack: ExitStack) -> Prepared:
     """One sequence of T tokens, against its operations at the rates of matrix products."""
     bf16, fp32 = operations(T)
-    M = 2048
-    x = torch.randn(M, M)
-    y = x.bfloat16()
-    narrow = timed(lambda: y @ y)
-
-    def wide() -> float:
-        with onednn():
-            return timed(lambda: x @ x)()
+    narrow = rate(timed, torch.bfloat16)
+    with onednn():
+        wide = rate(timed, torch.float32)
 
     def peak() -> float:
-        per_operation = 1 / (2 * M**3)
-        return (bf16 * narrow() + fp32 * wide()) * per_operation
+        with onednn():
+            return bf16 * narrow() + fp32 * wide()
 
-    return prefill(ops, timed, (T,), stack)._replace(peer=peak)
+    prepared = prefill(ops, timed, (T,), stack)
+    return prepared._replace(ours=steady(prepared.ours), peer=peak)
 
 
 def decode_peak(ops: Any, timed: Timed, B: int, stack: ExitStack) -> Prepared:
     """A step of decode, against reading and writing its states."""
-    other = states(B)
-    return decode(ops, timed, B, False, stack)._replace(peer=timed(lambda: other.mul_(1.0)))
+    pool = torch.zeros(B, HV, K, V)
+    prepared = decode(ops, timed, B, False, stack, pool)
+    return prepared._replace(ours=steady(prepared.ours), peer=steady(timed(lambda: pool.mul_(1.0))))
 
 
 def cases(ops: Any, timed: Timed) -> tuple[Case, ...]:

@@ -248,7 +248,7 @@ inline void run_share(const Batch &batch, const Share &share, ChunkScratch<Kind>
                 fill_coefficients(s.block, s.block.beta + head * kChunk, G, c);
                 fill_system(s, G, c, rows, system, attention);
             }
-            float *x = s.block.values + panel * kChunk * kPanel;
+            float *x = s.block.values + panel * s.block.values_panel;
             char *out = const_cast<char *>(element(p.out, sequence.batch, sequence.start + offset,
                                                    share.key_head, head)) +
                         column_of(panel) * element_size(p.out.dtype);

@@ -2,7 +2,7 @@
 //
 // Every member of every struct is eight bytes wide, so that a caller in another language can lay
 // one out without knowing this compiler. Strides are in elements. Nothing is kept between calls but
-// scratch memory, one block a thread, which only grows to the size of the largest call.
+// scratch memory, one block a calling thread, which only grows to the size of the largest call.
 #pragma once
 
 #include <stdint.h>

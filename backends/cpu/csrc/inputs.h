@@ -18,7 +18,8 @@ struct Block {
     int64_t rows;             // tokens, and the rows of zeros behind them that the kernel wants
     int64_t width;            // of key and query rows: K, rounded up to kPanel
     float *keys, *queries;    // [kChunk][width]
-    float *values;            // [panel of the key head][kChunk][kPanel]
+    float *values;            // [panel of the key head][kChunk][kPanel], or closer together
+    int64_t values_panel;     // from panel to panel
     float *key_factor;        // [kChunk]
     float *query_factor;      // [kChunk], times scale
     float *decay, *beta;      // [value head of the key head][kChunk]; decay: natural logarithm
@@ -155,16 +156,6 @@ GDN_INLINE const char *element(const gdn_tensor &x, int64_t b, int64_t t, int64_
     return (const char *)x.data + at * element_size(x.dtype);
 }
 
-GDN_INLINE float scalar(int64_t dtype, const char *x) {
-    float value = 0;
-    with_format(dtype, [&](auto f) {
-        typename decltype(f)::Element lanes[kLanes] = {};
-        __builtin_memcpy(lanes, x, sizeof lanes[0]);
-        value = f.load(lanes)[0];
-    });
-    return value;
-}
-
 // 1 / sqrt(sum of squares + 1e-6) of each row, times `factor`; `factor` alone without l2norm.
 inline void row_factors(const float *rows, int64_t width, int64_t n, bool l2norm, float factor,
                         float *to) {
@@ -187,57 +178,58 @@ inline void row_factors(const float *rows, int64_t width, int64_t n, bool l2norm
     for (; t < n; ++t) to[t] = factor / __builtin_sqrtf(sum(squares(t)) + 1e-6f);
 }
 
-// One number a token, fp32; zeros from n on.
-inline void load_numbers(const gdn_tensor &x, const char *from, int64_t n, float *to) {
+// A vector of numbers at strides of the tensor: of `count` tokens, then of as many of the next value
+// head, and so on from number `first` on, up to `end`; zeros from there.
+inline Floats load_numbers(const gdn_tensor &x, const char *from, int64_t r, int64_t count,
+                           int64_t first, int64_t end) {
+    Floats numbers{};
     with_format(x.dtype, [&](auto f) {
         typedef typename decltype(f)::Element Element;
-        for (int64_t t = 0; t < kChunk; t += kLanes) {
-            Element lanes[kLanes] = {};
-            for (int64_t i = 0; i < kLanes && t + i < n; ++i)
-                lanes[i] = ((const Element *)from)[(t + i) * x.token];
-            store(to + t, f.load(lanes));
+        Element lanes[kLanes] = {};
+        int64_t head = first / count, t = first % count;
+        for (int64_t i = 0; i < kLanes && first + i < end; ++i) {
+            lanes[i] = ((const Element *)from)[head / r * x.group + head % r * x.head + t * x.token];
+            if (++t == count) t = 0, ++head;
         }
+        numbers = f.load(lanes);
     });
+    return numbers;
 }
 
+// Gates of n tokens of some value heads from `head` of key head `group` on, [value head][n]; up to
+// the end of a vector past the last one.
 inline void load_gates(const Batch &batch, const Sequence &sequence, int64_t group, int64_t head,
-                       int64_t offset, int64_t n, float *decay, float *beta) {
+                       int64_t heads, int64_t offset, int64_t n, float *decay, float *beta) {
     const gdn_problem &p = *batch.problem;
-    const int64_t t0 = sequence.start + offset;
-    load_numbers(p.g, element(p.g, sequence.batch, t0, group, head), n, decay);
-    load_numbers(p.beta, element(p.beta, sequence.batch, t0, group, head), n, beta);
-    if (p.A_log.dtype) {
-        const float bias =
-            p.dt_bias.dtype ? scalar(p.dt_bias.dtype, element(p.dt_bias, 0, 0, group, head)) : 0;
-        const float log_rate = scalar(p.A_log.dtype, element(p.A_log, 0, 0, group, head));
-        const Floats rate = -exp(splat(log_rate));
-        for (int64_t t = 0; t < kChunk; t += kLanes)
-            store(decay + t, rate * softplus(load(decay + t) + bias));
+    const int64_t t0 = sequence.start + offset, r = p.num_v_heads / p.num_heads;
+    for (int64_t i = 0; i < heads * n; i += kLanes) {
+        const auto numbers = [&](const gdn_tensor &x, int64_t b, int64_t t) {
+            return load_numbers(x, element(x, b, t, group, head), r, n, i, heads * n);
+        };
+        Floats g = numbers(p.g, sequence.batch, t0), w = numbers(p.beta, sequence.batch, t0);
+        if (p.A_log.dtype) {
+            if (p.dt_bias.dtype) g += numbers(p.dt_bias, 0, 0);
+            g = -exp(numbers(p.A_log, 0, 0)) * softplus(g);
+        }
+        if (p.beta_is_logit) w = sigmoid(w);
+        if (p.allow_neg_eigval) w *= 2.0f;
+        store(decay + i, g);
+        store(beta + i, w);
     }
-    if (p.beta_is_logit)
-        for (int64_t t = 0; t < kChunk; t += kLanes) store(beta + t, sigmoid(load(beta + t)));
-    if (p.allow_neg_eigval)
-        for (int64_t t = 0; t < kChunk; t += kLanes) store(beta + t, load(beta + t) * 2.0f);
-    for (int64_t t = n; t < kChunk; ++t) decay[t] = beta[t] = 0;  // tokens that change nothing
 }
 
-// Everything of tokens [offset, offset + n) that a share of the key head needs; rows of zeros up to
-// the next multiple of `multiple`.
-inline void load_block(const Batch &batch, const Share &share, int64_t offset, int64_t n,
-                       int64_t multiple, Block &block) {
+// Rows of q, k and v of block.tokens tokens from `offset` on; rows of zeros up to block.rows.
+inline void load_rows(const Batch &batch, const Share &share, int64_t h, int64_t offset,
+                      const Block &block) {
     const gdn_problem &p = *batch.problem;
     const Sequence &sequence = batch.sequences[share.sequence];
     const int64_t K = p.head_dim_k, V = p.head_dim_v, r = p.num_v_heads / p.num_heads;
-    const int64_t h = share.key_head, panels = round_up(V, kPanel) / kPanel;
-    block.tokens = n;
-    block.rows = round_up(n, multiple);
+    const int64_t panels = round_up(V, kPanel) / kPanel;
     const Strip q = {element(p.q, sequence.batch, sequence.start, h, 0), &p.q, h * K, K};
     const Strip k = {element(p.k, sequence.batch, sequence.start, h, 0), &p.k,
                      (p.num_heads + h) * K, K};
     load_columns(batch, sequence, q, K, offset, block, block.queries, block.width, kPanel);
     load_columns(batch, sequence, k, K, offset, block, block.keys, block.width, kPanel);
-    row_factors(block.queries, block.width, n, p.l2norm, (float)p.scale, block.query_factor);
-    row_factors(block.keys, block.width, n, p.l2norm, 1.0f, block.key_factor);
     for (int64_t panel = share.first_panel; panel < share.last_panel;) {
         const int64_t head = panel / panels, c = panel % panels * kPanel;
         const int64_t last = smaller(share.last_panel, (head + 1) * panels);
@@ -245,10 +237,27 @@ inline void load_block(const Batch &batch, const Share &share, int64_t offset, i
                              c * p.v.channel * element_size(p.v.dtype),
                          &p.v, 2 * p.num_heads * K + (h * r + head) * V + c, 0};
         load_columns(batch, sequence, v, smaller((last - panel) * kPanel, V - c), offset, block,
-                     block.values + panel * kChunk * kPanel, kPanel, kChunk * kPanel);
-        load_gates(batch, sequence, h, head, offset, n, block.decay + head * kChunk,
-                   block.beta + head * kChunk);
+                     block.values + panel * block.values_panel, kPanel, block.values_panel);
         panel = last;
+    }
+}
+
+// Everything of tokens [offset, offset + n) that a share of one key head needs; rows of zeros up to
+// the next multiple of `multiple`.
+inline void load_block(const Batch &batch, const Share &share, int64_t offset, int64_t n,
+                       int64_t multiple, Block &block) {
+    const gdn_problem &p = *batch.problem;
+    const int64_t panels = round_up(p.head_dim_v, kPanel) / kPanel;
+    block.tokens = n;
+    block.rows = round_up(n, multiple);
+    load_rows(batch, share, share.key_head, offset, block);
+    row_factors(block.queries, block.width, n, p.l2norm, (float)p.scale, block.query_factor);
+    row_factors(block.keys, block.width, n, p.l2norm, 1.0f, block.key_factor);
+    for (int64_t head = share.first_panel / panels; head * panels < share.last_panel; ++head) {
+        float *decay = block.decay + head * kChunk, *beta = block.beta + head * kChunk;
+        load_gates(batch, batch.sequences[share.sequence], share.key_head, head, 1, offset, n, decay,
+                   beta);
+        for (int64_t t = n; t < kChunk; ++t) decay[t] = beta[t] = 0;  // tokens that change nothing
     }
 }
 

@@ -33,6 +33,7 @@ Block take_block(Carver &carver, const gdn_problem &p) {
     b.keys = carver.take<float>(kChunk * width);
     b.queries = carver.take<float>(kChunk * width);
     b.values = carver.take<float>(panels * kChunk * kPanel);
+    b.values_panel = kChunk * kPanel;
     b.key_factor = carver.take<float>(kChunk);
     b.query_factor = carver.take<float>(kChunk);
     b.decay = carver.take<float>(r * kChunk);

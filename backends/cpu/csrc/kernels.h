@@ -50,12 +50,14 @@ struct Batch {
     const Mark *marks;
     const LineMark *line_marks;
     int64_t most_columns;  // of a line mark
+    bool from_memory;      // the call's states are more than caches hold
 };
 
-// A share of the work: one sequence, one key head, some column panels of its value heads' states.
+// A share of the work: one sequence, one key head, some column panels of its value heads' states; or,
+// where it takes steps, all panels of some key heads in a row: at most kChunk tokens of all of them.
 struct Share {
-    int64_t sequence, key_head;
-    int64_t first_panel, last_panel;
+    int64_t sequence, key_head, num_key_heads;
+    int64_t first_panel, last_panel;  // of each key head
 };
 
 struct Kernels {

@@ -9,7 +9,9 @@
 namespace gdn {
 namespace {
 
-// One thread's memory, which only grows; freed with the thread.
+constexpr int64_t kPage = 4096;  // on pages of its own, a thread's memory is near its core
+
+// A calling thread's memory, which only grows; freed with the thread.
 class Scratch {
 public:
     ~Scratch() { std::free(memory_); }
@@ -19,7 +21,7 @@ public:
             std::free(memory_);
             size_ = 0;
             void *memory = nullptr;
-            if (posix_memalign(&memory, kAlignment, (size_t)size)) memory = nullptr;
+            if (posix_memalign(&memory, kPage, (size_t)size)) memory = nullptr;
             memory_ = (char *)memory;
             if (memory_) size_ = size;
         }
@@ -35,7 +37,9 @@ thread_local Scratch scratch_of_thread;
 thread_local Scratch taps_of_thread;
 thread_local std::vector<Share> shares_of_thread;
 
+constexpr int64_t kCached = 32 << 20;  // bytes of states that may lie in a cache since the last call
 constexpr int64_t kSharesPerThread = 3;
+constexpr int64_t kMostHeads = 8;  // key heads of a share: more would save little, and balance worse
 
 // Shares of the work, the longest first. A key head is cut into column panels only where sequences
 // and key heads alone would leave threads without work: every cut repeats what the panels share.
@@ -58,12 +62,20 @@ void cut(const Kernels &kernels, const Plan &plan, const gdn_problem &p,
         if (at >= (int64_t)order.size()) at = ++first;
         const int64_t n = order[(size_t)at];
         // Of `wanted` shares in all, as many as the sequence has of the tokens.
-        const int64_t length = plan.sequences[(size_t)n].length;
-        int64_t parts = (wanted * length / tokens + p.num_heads - 1) / p.num_heads;
-        parts = std::clamp<int64_t>(parts, 1, panels);
-        for (int64_t h = 0; h < p.num_heads; ++h)
+        const Sequence &s = plan.sequences[(size_t)n];
+        const int64_t some = wanted * s.length / tokens, H = p.num_heads;
+        const int64_t parts = std::clamp<int64_t>((some + H - 1) / H, 1, panels);
+        // Key heads that take a step together share its preparation.
+        int64_t groups = H;
+        if (s.stepwise && parts == 1) {
+            const int64_t most = std::clamp<int64_t>(kChunk / s.length, 1, kMostHeads);
+            groups = std::clamp<int64_t>(some, (H + most - 1) / most, H);
+        }
+        for (int64_t i = 0; i < groups; ++i) {
+            const int64_t h = H * i / groups, heads = H * (i + 1) / groups - h;
             for (int64_t j = 0; j < parts; ++j)
-                shares.push_back({n, h, panels * j / parts, panels * (j + 1) / parts});
+                shares.push_back({n, h, heads, panels * j / parts, panels * (j + 1) / parts});
+        }
     }
 }
 
@@ -117,42 +129,43 @@ int64_t run(const Kernels &kernels, const Plan &plan, Batch batch) {
     }
     for (const LineMark &mark : plan.line_marks)
         batch.most_columns = std::max(batch.most_columns, mark.columns);
-    const int64_t size = kernels.scratch_size(&batch);
+    batch.from_memory = (int64_t)plan.sequences.size() * p.num_v_heads * p.head_dim_k *
+                            p.head_dim_v * (int64_t)sizeof(float) >
+                        kCached;
+    const int64_t size = (kernels.scratch_size(&batch) + kPage - 1) / kPage * kPage;
     const int64_t num_shares = (int64_t)shares.size();
     const Share *first_share = shares.data();
     const int64_t num_lines = (int64_t)plan.sequences.size() * p.num_heads;
     const int64_t threads = std::min(p.num_threads, num_shares);
     Deal deal(threads, num_shares);
-    std::atomic<bool> no_memory{false};
+
+    // Every thread's at once: in memory of their own, they would have to wait for each other before
+    // they may write anything, because one of them might have none.
+    char *const all_scratch = scratch_of_thread.of_size(threads * size);
+    if (!all_scratch) return GDN_NO_MEMORY;
 
 #pragma omp parallel num_threads((int)threads) default(shared)
     {
-        char *scratch = scratch_of_thread.of_size(size);
-        if (!scratch) no_memory = true;
+        const int thread = omp_get_thread_num(), team = omp_get_num_threads();
+        char *scratch = all_scratch + thread * size;
         if (conv) {
 #pragma omp for schedule(static)
             for (int64_t h = 0; h < p.num_heads; ++h) kernels.prepare_taps(&batch, h, taps);
-        } else {
-#pragma omp barrier
         }
-        // After the barrier all threads agree: either every one has memory, or nothing is written.
-        if (!no_memory) {
-            const int thread = omp_get_thread_num(), team = omp_get_num_threads();
-            for (int64_t i; (i = deal.next(thread, team)) >= 0;) {
-                const Share &share = first_share[i];
-                const bool stepwise = batch.sequences[share.sequence].stepwise;
-                (stepwise ? kernels.run_steps : kernels.run_chunks)(&batch, &share, scratch);
-            }
-            // Lines last, when no share reads them any more.
-            if (conv) {
+        for (int64_t i; (i = deal.next(thread, team)) >= 0;) {
+            const Share &share = first_share[i];
+            const bool stepwise = batch.sequences[share.sequence].stepwise;
+            (stepwise ? kernels.run_steps : kernels.run_chunks)(&batch, &share, scratch);
+        }
+        // Lines last, when no share reads them any more.
+        if (conv) {
 #pragma omp barrier
 #pragma omp for schedule(dynamic, 4)
-                for (int64_t i = 0; i < num_lines; ++i)
-                    kernels.save_lines(&batch, i / p.num_heads, i % p.num_heads, scratch);
-            }
+            for (int64_t i = 0; i < num_lines; ++i)
+                kernels.save_lines(&batch, i / p.num_heads, i % p.num_heads, scratch);
         }
     }
-    return no_memory ? GDN_NO_MEMORY : GDN_OK;
+    return GDN_OK;
 }
 
 }  // namespace gdn

@@ -62,6 +62,15 @@ GDN_INLINE void store(T *to, V v) {
 GDN_INLINE Floats splat(float x) { return x - Floats{}; }
 GDN_INLINE Words splat(uint32_t x) { return x - Words{}; }
 
+// The same number, in a register: compilers otherwise fold a load into every instruction that uses
+// it, and a core loads no more vectors of 512 bits than it multiplies.
+GDN_INLINE Floats keep(Floats v) {
+#if defined(__AVX512F__)
+    __asm__("" : "+v"(v));
+#endif
+    return v;
+}
+
 // a * b + c in one rounding where the instruction set has it. Nothing else is ever contracted: a
 // compiler's own choice may differ from one use of a function to the next, and the bits with it.
 GDN_INLINE Floats fma(Floats a, Floats b, Floats c) {
@@ -91,13 +100,18 @@ GDN_INLINE Floats sqrt(Floats v) {
 // Lanes of `yes` where the mask is set, of `no` elsewhere. Masks are all ones or zeros.
 GDN_INLINE Floats select(Ints mask, Floats yes, Floats no) { return mask ? yes : no; }
 
+template <int Step, int... I>
+GDN_INLINE Floats rotated(Floats v, std::integer_sequence<int, I...>) {
+    return __builtin_shufflevector(v, v, ((I + Step) % kLanes)...);
+}
+
+// Neighbours first, as in `sums`: a row's sum has the same bits whichever of the two it comes from.
+template <int Step = 1>
 GDN_INLINE float sum(Floats v) {
-    // A fixed tree: the same lanes always give the same bits.
-    float lane[kLanes];
-    store(lane, v);
-    for (int step = kLanes / 2; step; step /= 2)
-        for (int i = 0; i < step; ++i) lane[i] += lane[i + step];
-    return lane[0];
+    if constexpr (Step == kLanes)
+        return v[0];
+    else
+        return sum<2 * Step>(v + rotated<Step>(v, std::make_integer_sequence<int, kLanes>{}));
 }
 
 GDN_INLINE Ints lane_numbers() {
@@ -131,23 +145,48 @@ GDN_INLINE void transpose(V (&rows)[kLanes]) {
     if constexpr (kLanes > 8) exchange_rows<8>(rows);
 }
 
-template <int Step>
-GDN_INLINE void add_pairs(Floats (&rows)[kLanes]) {
-    GDN_UNROLL
-    for (int i = 0; i < kLanes / (2 * Step); ++i) {
-        Floats a = rows[2 * i], b = rows[2 * i + 1];
-        exchange<Step>(a, b, std::make_integer_sequence<int, kLanes>{});
-        rows[i] = a + b;
-    }
+// Of two vectors in units of `Unit` lanes: every second unit of groups of `Group` units, those of a
+// before those of b. One shuffle, with its places in the instruction where groups are of four.
+template <int Unit, int Group, int First, int... I>
+GDN_INLINE Floats every_second(Floats a, Floats b, std::integer_sequence<int, I...>) {
+    constexpr int half = Unit * Group / 2;
+    return __builtin_shufflevector(
+        a, b,
+        (I / (2 * half) * 2 * half + I % half / Unit * 2 * Unit + First * Unit + I % Unit +
+         (I & half ? kLanes : 0))...);
 }
 
-// Lane i of the result is the sum over the lanes of rows[i]: a transposition that adds.
-GDN_INLINE Floats sums(Floats (&rows)[kLanes]) {
-    add_pairs<1>(rows);
-    add_pairs<2>(rows);
-    if constexpr (kLanes > 4) add_pairs<4>(rows);
-    if constexpr (kLanes > 8) add_pairs<8>(rows);
-    return rows[0];
+template <int Unit, int Group>
+GDN_INLINE Floats add_neighbours(Floats a, Floats b) {
+    constexpr auto lanes = std::make_integer_sequence<int, kLanes>{};
+    return every_second<Unit, Group, 0>(a, b, lanes) + every_second<Unit, Group, 1>(a, b, lanes);
+}
+
+// A level of a transposition that adds: vectors that hold sums of 2^Level lanes of as many rows to
+// one of twice as many.
+template <int Level>
+GDN_INLINE Floats merge(Floats a, Floats b) {
+    if constexpr (Level < 2)
+        return add_neighbours<1, 4>(a, b);
+    else
+        return add_neighbours<4, kLanes == 8 ? 2 : 4>(a, b);
+}
+
+// Lane i of the result is the sum over the lanes of row(first + i), i < 2^Level; from Level 4, 3 or
+// 2 on, that of kLanes.
+template <int Level, class F>
+GDN_INLINE Floats sums_of(F row, int first) {
+    if constexpr (Level == 0)
+        return row(first);
+    else
+        return merge<Level - 1>(sums_of<Level - 1>(row, first),
+                                sums_of<Level - 1>(row, first + (1 << (Level - 1))));
+}
+
+constexpr int kLevels = kLanes == 16 ? 4 : kLanes == 8 ? 3 : 2;
+
+GDN_INLINE Floats sums(const Floats (&rows)[kLanes]) {
+    return sums_of<kLevels>([&](int i) { return rows[i]; }, 0);
 }
 
 // [kLanes][from_row] to [kLanes][to_row], elements of 32 bits.
@@ -218,6 +257,7 @@ template <>
 struct Format<GDN_FLOAT32> {
     typedef float Element;
     static Floats load(const float *p) { return GDN_PATH::load(p); }
+    static Floats splat(const float *p) { return GDN_PATH::splat(*p); }
     static void store(float *p, Floats v) { GDN_PATH::store(p, v); }
 };
 
@@ -225,6 +265,7 @@ template <>
 struct Format<GDN_BFLOAT16> {
     typedef uint16_t Element;
     static Floats load(const uint16_t *p) { return from_bfloat16(GDN_PATH::load<Halves>(p)); }
+    static Floats splat(const uint16_t *p) { return from_bfloat16(*p - Halves{}); }
     static void store(uint16_t *p, Floats v) { GDN_PATH::store(p, to_bfloat16(v)); }
 };
 
@@ -232,6 +273,7 @@ template <>
 struct Format<GDN_FLOAT16> {
     typedef uint16_t Element;
     static Floats load(const uint16_t *p) { return from_float16(GDN_PATH::load<Halves>(p)); }
+    static Floats splat(const uint16_t *p) { return from_float16(*p - Halves{}); }
     static void store(uint16_t *p, Floats v) { GDN_PATH::store(p, to_float16(v)); }
 };
 

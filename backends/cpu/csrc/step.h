@@ -13,7 +13,7 @@ namespace gdn {
 namespace GDN_PATH {
 
 struct StepScratch {
-    Block block;
+    Block block;       // rows and gates of one key head after another: [key head][tokens]
     float *key_query;  // [kChunk] q . k
     float *strip;      // [panel][width][kPanel]
 };
@@ -25,24 +25,47 @@ constexpr int kWide = kLanes == 16 ? 8 : 4;
 // Vectors of a key that stay in registers beside as many of the query, where states are rows of K.
 constexpr int kHeld = kLanes == 16 ? 8 : 4;
 
-// Turns a block's rows and gates into what `Token` takes.
-inline void prepare_steps(const Share &share, int64_t panels, StepScratch &s) {
+// The block's pointers, of the i-th of some key heads.
+inline Block of_key_head(const Block &all, int64_t i, int64_t r, int64_t panels) {
+    Block b = all;
+    b.keys += i * b.tokens * b.width;
+    b.queries += i * b.tokens * b.width;
+    b.values += i * panels * b.values_panel;
+    b.decay += i * r * b.tokens;
+    b.beta += i * r * b.tokens;
+    return b;
+}
+
+// Rows and gates of n tokens of the share's key heads as `Token` takes them.
+GDN_STAGE inline void prepare_steps(const Batch &batch, const Share &share, int64_t offset,
+                                    int64_t n, StepScratch &s) {
+    const gdn_problem &p = *batch.problem;
+    const int64_t r = p.num_v_heads / p.num_heads, heads = share.num_key_heads;
+    const int64_t panels = round_up(p.head_dim_v, kPanel) / kPanel;
     Block &b = s.block;
-    for (int64_t t = 0; t < b.tokens; ++t) {
+    b.tokens = b.rows = n;
+    b.values_panel = n * kPanel;
+    for (int64_t i = 0; i < heads; ++i)
+        load_rows(batch, share, share.key_head + i, offset, of_key_head(b, i, r, r * panels));
+    row_factors(b.queries, b.width, heads * n, p.l2norm, (float)p.scale, b.query_factor);
+    row_factors(b.keys, b.width, heads * n, p.l2norm, 1.0f, b.key_factor);
+    for (int64_t t = 0; t < heads * n; ++t) {
         Floats dot{};
         for (int64_t k = 0; k < b.width; k += kLanes) {
             float *key = b.keys + t * b.width + k, *query = b.queries + t * b.width + k;
-            store(key, load(key) * b.key_factor[t]);
-            store(query, load(query) * b.query_factor[t]);
-            dot = fma(load(key), load(query), dot);
+            const Floats x = load(key) * b.key_factor[t], y = load(query) * b.query_factor[t];
+            store(key, x);
+            store(query, y);
+            dot = fma(x, y, dot);
         }
         s.key_query[t] = sum(dot);
     }
-    for (int64_t head = share.first_panel / panels; head * panels < share.last_panel; ++head)
-        for (int64_t t = 0; t < b.tokens; t += kLanes) {
-            float *decay = b.decay + head * kChunk + t;
-            store(decay, exp(load(decay)));
-        }
+    const int64_t first = heads > 1 ? 0 : share.first_panel / panels;
+    const int64_t last = heads > 1 ? heads * r : (share.last_panel + panels - 1) / panels;
+    float *decay = b.decay + first * n;
+    load_gates(batch, batch.sequences[share.sequence], share.key_head, first, last - first, offset,
+               n, decay, b.beta + first * n);
+    for (int64_t i = 0; i < (last - first) * n; i += kLanes) store(decay + i, exp(load(decay + i)));
 }
 
 // A strip of panels of one value head, and where its state lies, token by token.
@@ -52,12 +75,14 @@ struct StateStrip {
 
     const Batch &batch;
     const Sequence &sequence;
-    StepScratch &s;
+    const Block &b;    // of the key head
+    const float *key_query;
+    float *strip;
     int64_t value_head, column, columns, panel;
     bool in_place;
 
     Rows scratch() const {
-        return {s.strip + panel * s.block.width * kPanel, Form::scratch_row(s.block.width)};
+        return {strip + panel * b.width * kPanel, Form::scratch_row(b.width)};
     }
 
     Rows of_pool(const gdn_states &states, const char *state) const {
@@ -90,29 +115,33 @@ struct StateStrip {
 
     void run(int64_t offset, int64_t head, char *out) const {
         const gdn_problem &p = *batch.problem;
-        const Block &b = s.block;
         int64_t mark = sequence.first_mark;
         Rows from = offset ? after(offset, mark) : before_first();
         for (int64_t t = 0; t < b.tokens; ++t) {
             Token<N> token = {b.keys + t * b.width, b.queries + t * b.width,
-                              b.decay[head * kChunk + t], b.beta[head * kChunk + t],
-                              s.key_query[t], {}};
+                              b.decay[head * b.tokens + t], b.beta[head * b.tokens + t],
+                              key_query[t], {}};
             GDN_UNROLL
             for (int n = 0; n < N; ++n)
-                token.value[n] = load(b.values + (panel + n / 2) * kChunk * kPanel + t * kPanel +
+                token.value[n] = load(b.values + (panel + n / 2) * b.values_panel + t * kPanel +
                                       n % 2 * kLanes);
             Floats output[N];
             const int64_t tokens = offset + t + 1;
             const Rows to = after(tokens, mark);
-            Form::step(from, to, p.head_dim_k, token, output);
+            Form::step(from, to, batch.from_memory, p.head_dim_k, token, output);
             from = to;
             if (mark < sequence.last_mark && batch.marks[mark].after == tokens)
                 write_out(batch.marks[mark], to);
             with_format(p.out.dtype, [&](auto f) {
                 typedef typename decltype(f)::Element Element;
+                Element *row = (Element *)out + t * p.out.token + column;
+                if (columns == N * kLanes) {
+                    GDN_UNROLL
+                    for (int n = 0; n < N; ++n) f.store(row + n * kLanes, output[n]);
+                    return;
+                }
                 Element padded[N * kLanes];
                 for (int n = 0; n < N; ++n) f.store(padded + n * kLanes, output[n]);
-                Element *row = (Element *)out + t * p.out.token + column;
                 __builtin_memcpy(row, padded, (size_t)columns * sizeof(Element));
             });
         }
@@ -137,42 +166,48 @@ GDN_INLINE Place place_of(const Batch &batch, const Sequence &sequence) {
     return source == target ? source : Place::kScratch;
 }
 
-inline void run_share(const Batch &batch, const Share &share, StepScratch &s) {
+// The strips of one key head, `key_head`, through the tokens of a block.
+inline void run_strips(const Batch &batch, const Share &share, Place place, int64_t key_head,
+                       int64_t offset, const Block &b, const float *key_query, float *strip) {
     const gdn_problem &p = *batch.problem;
     const Sequence &sequence = batch.sequences[share.sequence];
     const int64_t V = p.head_dim_v, r = p.num_v_heads / p.num_heads;
     const int64_t panels = round_up(V, kPanel) / kPanel;
+    for (int64_t panel = share.first_panel; panel < share.last_panel;) {
+        const int64_t head = panel / panels, column = panel % panels * kPanel;
+        const int64_t left = smaller(share.last_panel, (head + 1) * panels) - panel;
+        char *out = const_cast<char *>(
+            element(p.out, sequence.batch, sequence.start + offset, key_head, head));
+        const bool wide = left >= kWide / 2;
+        const auto run = [&](auto form, int64_t columns, bool in_place) {
+            StateStrip<decltype(form)>{batch,  sequence, b,     key_query, strip, key_head * r + head,
+                                       column, columns,  panel, in_place}
+                .run(offset, head, out);
+            panel += decltype(form)::kVectors / 2;
+        };
+        if (place == Place::kRowsOfV && wide)
+            run(RowsOfV<kWide>{}, kWide * kLanes, true);
+        else if (place == Place::kRowsOfK && wide && p.head_dim_k == kHeld * kLanes)
+            run(RowsOfK<kHeld, kWide>{}, kWide * kLanes, true);
+        else if (place == Place::kRowsOfK)
+            run(RowsOfK<0, 2>{}, smaller(kPanel, V - column), true);
+        else
+            run(RowsOfV<2>{}, smaller(kPanel, V - column), place == Place::kRowsOfV);
+    }
+}
+
+inline void run_share(const Batch &batch, const Share &share, StepScratch &s) {
+    const gdn_problem &p = *batch.problem;
+    const Sequence &sequence = batch.sequences[share.sequence];
+    const int64_t r = p.num_v_heads / p.num_heads;
+    const int64_t panels = r * (round_up(p.head_dim_v, kPanel) / kPanel);
     const Place place = place_of(batch, sequence);
     for (int64_t offset = 0; offset < sequence.length; offset += kChunk) {
-        load_block(batch, share, offset, smaller(kChunk, sequence.length - offset), 1, s.block);
-        prepare_steps(share, panels, s);
-        for (int64_t panel = share.first_panel; panel < share.last_panel;) {
-            const int64_t head = panel / panels, column = panel % panels * kPanel;
-            const int64_t left = smaller(share.last_panel, (head + 1) * panels) - panel;
-            const int64_t value_head = share.key_head * r + head;
-            char *out = const_cast<char *>(element(p.out, sequence.batch, sequence.start + offset,
-                                                   share.key_head, head));
-            if (place == Place::kRowsOfV && left >= kWide / 2) {
-                StateStrip<RowsOfV<kWide>>{batch,  sequence,       s,     value_head,
-                                       column, kWide * kLanes, panel, true}
-                    .run(offset, head, out);
-                panel += kWide / 2;
-                continue;
-            }
-            const int64_t columns = smaller(kPanel, V - column);
-            if (place == Place::kRowsOfK && p.head_dim_k == kHeld * kLanes)
-                StateStrip<RowsOfK<kHeld>>{batch,  sequence, s,     value_head,
-                                           column, columns,  panel, true}
-                    .run(offset, head, out);
-            else if (place == Place::kRowsOfK)
-                StateStrip<RowsOfK<0>>{batch, sequence, s, value_head, column, columns, panel, true}
-                    .run(offset, head, out);
-            else
-                StateStrip<RowsOfV<2>>{batch,  sequence, s,     value_head,
-                                   column, columns,  panel, place == Place::kRowsOfV}
-                    .run(offset, head, out);
-            ++panel;
-        }
+        const int64_t n = smaller(kChunk, sequence.length - offset);
+        prepare_steps(batch, share, offset, n, s);
+        for (int64_t i = 0; i < share.num_key_heads; ++i)
+            run_strips(batch, share, place, share.key_head + i, offset,
+                       of_key_head(s.block, i, r, panels), s.key_query + i * n, s.strip);
     }
 }
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Final, TypeGuard
 
 import torch
 
@@ -23,45 +23,62 @@ if TYPE_CHECKING:
 
 __all__ = ["gated_delta_rule"]
 
+_FLOAT32: Final = DTYPES[torch.float32]
+_Members = tuple[int, int, int, int, int, int, int]
+
 
 def gated_delta_rule(request: RuleRequest, options: Options = BEST) -> GDNOutput:
     """Run a validated request that needs no gradients."""
     q, k, v, g, beta = request.q, request.k, request.v, request.g, request.beta
     B, T, H, K = q.shape
-    HV, V = v.shape[2:]
+    _, _, HV, V = v.shape
     r = HV // H
-    plan = None if request.meta is None else request.meta.plan
-    N = B if plan is None else plan.num_seqs
+    meta, v_first = request.meta, request.state_v_first
+    if meta is None:
+        N, starts = B, 0
+    else:
+        N, starts = meta.plan.num_seqs, meta.plan.query_start_loc.__array_interface__["data"][0]
 
     state, final = request.initial_state, None
+    source, target = _states(state, v_first), ABSENT_STATES
     if request.output_final_state:
         if request.donate_initial_state and _can_hold_final_state(state):
-            final = state
+            final, target = state, source
         else:
-            shape = (N, HV, V, K) if request.state_v_first else (N, HV, K, V)
+            shape = (N, HV, V, K) if v_first else (N, HV, K, V)
             final = empty_result(shape, torch.float32, v.device)
+            target = _states(final, v_first)
     out = empty_output(v)
 
+    # A quarter of a decode step is spent here, so nothing is asked twice: q, k, v and the output
+    # share a dtype, and g and beta have that one or fp32.
+    dtype = q.dtype
+    kind = DTYPES[dtype]
     qb, qt, qh, qc = q.stride()
     kb, kt, kh, kc = k.stride()
     vb, vt, vh, vc = v.stride()
+    A_log = dt_bias = ABSENT
+    if request.A_log is not None:
+        A_log = _per_head(request.A_log, r)
+        if request.dt_bias is not None:
+            dt_bias = _per_head(request.dt_bias, r)
     gb, gt, gh = g.stride()
     bb, bt, bh = beta.stride()
     call = RULE_CALL.pack(
         H, HV, K, V, request.use_qk_l2norm_in_kernel, request.use_beta_sigmoid_in_kernel,
         request.allow_neg_eigval, request.recurrent, options.exact, options.path, options.threads,
         request.scale,
-        q.data_ptr(), DTYPES[q.dtype], qb, qt, qh, 0, qc,
-        k.data_ptr(), DTYPES[k.dtype], kb, kt, kh, 0, kc,
-        v.data_ptr(), DTYPES[v.dtype], vb, vt, vh * r, vh, vc,
-        g.data_ptr(), DTYPES[g.dtype], gb, gt, gh * r, gh, 0,
-        beta.data_ptr(), DTYPES[beta.dtype], bb, bt, bh * r, bh, 0,
-        *_per_head(request.A_log, r),
-        *_per_head(request.dt_bias, r),
-        out.data_ptr(), DTYPES[out.dtype], T * HV * V, HV * V, r * V, V, 1,
-        N, T, 0 if plan is None else plan.query_start_loc.__array_interface__["data"][0],
-        *_states(state, request.state_v_first),
-        *_states(final, request.state_v_first),
+        q.data_ptr(), kind, qb, qt, qh, 0, qc,
+        k.data_ptr(), kind, kb, kt, kh, 0, kc,
+        v.data_ptr(), kind, vb, vt, vh * r, vh, vc,
+        g.data_ptr(), kind if g.dtype is dtype else _FLOAT32, gb, gt, gh * r, gh, 0,
+        beta.data_ptr(), kind if beta.dtype is dtype else _FLOAT32, bb, bt, bh * r, bh, 0,
+        *A_log,
+        *dt_bias,
+        out.data_ptr(), kind, T * HV * V, HV * V, r * V, V, 1,
+        N, T, starts,
+        *source,
+        *target,
     )  # fmt: skip
     status = load_library().rule(call)
     if status:
@@ -75,15 +92,13 @@ def _can_hold_final_state(state: torch.Tensor | None) -> TypeGuard[torch.Tensor]
     return state is not None and state.dtype == torch.float32 and state.is_contiguous()
 
 
-def _per_head(x: torch.Tensor | None, r: int) -> tuple[int, ...]:
+def _per_head(x: torch.Tensor, r: int) -> _Members:
     """A ``gdn_tensor`` of one number a value head."""
-    if x is None:
-        return ABSENT
-    step = x.stride(0)
+    (step,) = x.stride()
     return (x.data_ptr(), DTYPES[x.dtype], 0, 0, step * r, step, 0)
 
 
-def _states(states: torch.Tensor | None, v_first: bool) -> tuple[int, ...]:
+def _states(states: torch.Tensor | None, v_first: bool) -> _Members:
     if states is None:
         return ABSENT_STATES
     slot, head, k, v = states.stride()
