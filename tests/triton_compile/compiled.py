@@ -14,10 +14,10 @@ NAME = "compiled"
 
 
 class Plugin:
-    """The hooks, for one architecture."""
+    """The hooks, for one architecture; ``gluon``: with the kernels that want it."""
 
-    def __init__(self, arch):
-        self.table = CudaTable(arch=arch, gluon=gluon_is_there())
+    def __init__(self, arch, *, gluon=True):
+        self.table = CudaTable(arch=arch, gluon=gluon and gluon_is_there())
 
     @hookimpl
     def backend_info(self):

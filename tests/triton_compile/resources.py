@@ -30,10 +30,10 @@ from gdn_dispatch.selection import dispatch  # noqa: E402
 ARCHITECTURES = tuple(compile_only.SHARED_MEMORY)
 
 
-def collect(arch, work):
+def collect(arch, work, *, gluon=True):
     """Launches of ``work(backend)`` with the CUDA package's table for ``arch``, each once."""
     registry = Registry()
-    registry.register(compiled.Plugin(arch), compiled.NAME)
+    registry.register(compiled.Plugin(arch, gluon=gluon), compiled.NAME)
     dispatch.install(registry, Config())
     launches = compile_only.compiled(arch, lambda: work(compiled.NAME))
     return list({launch.key: launch for launch in launches}.values())
@@ -47,13 +47,21 @@ def everything(backend):
     cases.conversions()
 
 
+def both(arch):
+    """Launches of everything, with Gluon and, where that makes a difference, without."""
+    launches = collect(arch, everything)
+    if arch == 90:
+        launches += collect(arch, everything, gluon=False)
+    return list({launch.key: launch for launch in launches}.values())
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", type=Path, required=True)
     options = parser.parse_args()
     rows = []
     for arch in ARCHITECTURES:
-        rows += [launch.row() for launch in collect(arch, everything)]
+        rows += [launch.row() for launch in both(arch)]
         print(f"sm_{arch}: {len(rows)} rows so far", flush=True)
     rows.sort(key=lambda row: json.dumps(row))
     result = {"triton": triton.__version__, "torch": torch.__version__, "kernels": rows}
