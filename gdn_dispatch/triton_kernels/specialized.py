@@ -6,7 +6,7 @@ it to the compiler.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from triton.experimental.gluon import language as gl
@@ -29,9 +29,22 @@ __all__ = ["can_specialize", "specialized_chunk_rule"]
 _PART = 64
 """Channels of V of a group of warps."""
 
+# Made once: a layout takes longer to make than the rest of a descriptor.
+_ROWS: Final = gl.NVMMASharedLayout(128, 16, 2)
+_PANELS: Final = gl.NVMMASharedLayout(64, 16, 2)
+_FLAT: Final = gl.NVMMASharedLayout(0, 32, 1)
+
 _COPY = 40
 _RECUR = 232
 """Registers per thread of warps that copy, and of those that recur; hardware counts in eights."""
+
+
+class _Tiles(NamedTuple):
+    """Descriptors of what both kernels take."""
+
+    q: TensorDescriptor
+    k: TensorDescriptor
+    attention: TensorDescriptor
 
 
 def can_specialize(inputs: PrefillInputs, out: torch.Tensor) -> bool:
@@ -63,21 +76,24 @@ def specialized_chunk_rule(
     HV, device = v.shape[1], v.device
     matrices = torch.empty(2, HV, chunks.count, CHUNK, CHUNK, dtype=v.dtype, device=device)
     factors = torch.empty(HV, chunks.count, 4, CHUNK, dtype=torch.float32, device=device)
-    _prepare(inputs, rows, chunks, matrices, factors, how)
+    K = inputs.k.shape[2]
+    shared = _Tiles(_tokens(inputs.q, K), _tokens(inputs.k, K), _square(matrices[1], _ROWS))
+    _prepare(inputs, rows, chunks, shared, matrices[0], factors, how)
     cut = None
     if config.segments is not None:
         block_v = block_of(config.block_v, v.shape[2])
         tiles = tiles_of(inputs.q, inputs.k, v, matrices, factors, block_v=block_v)
         prepared = Prepared(matrices[0], factors, chunks.offsets, tiles)
         cut = split_into_segments(inputs, rows, states, prepared, config)
-    _recur(inputs, rows, chunks, states, matrices, factors, cut, out, how)
+    _recur(inputs, rows, chunks, states, shared, matrices[0], factors, cut, out, how)
 
 
 def _prepare(
     inputs: PrefillInputs,
     rows: Rows,
     chunks: Chunks,
-    matrices: torch.Tensor,
+    shared: _Tiles,
+    transform: torch.Tensor,
     factors: torch.Tensor,
     config: SpecializedConfig,
 ) -> None:
@@ -87,10 +103,10 @@ def _prepare(
     if HV // H % heads:
         heads = 1
     specialized_prepare_kernel[(chunks.count * HV // heads,)](
-        _tokens(inputs.q, K),
-        _tokens(inputs.k, K),
-        _square(matrices[0], swizzle=64),
-        _square(matrices[1], swizzle=128),
+        shared.q,
+        shared.k,
+        _square(transform, _PANELS),
+        shared.attention,
         inputs.g,
         inputs.beta,
         inputs.A_log,
@@ -122,7 +138,8 @@ def _recur(
     rows: Rows,
     chunks: Chunks,
     states: States,
-    matrices: torch.Tensor,
+    shared: _Tiles,
+    transform: torch.Tensor,
     factors: torch.Tensor,
     cut: Segments | None,
     out: torch.Tensor,
@@ -136,17 +153,14 @@ def _recur(
         initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
     segments = 1 if cut is None else cut.count
     checkpoints = None if slots is None else slots.checkpoint_sequences
-    of_factors = TensorDescriptor(
-        factors, [factors.numel()], [1], [4 * CHUNK], gl.NVMMASharedLayout(0, 32, 1)
-    )
     warps = 4 * config.parts + 4  # those that copy count as four
     specialized_recurrence_kernel[(V // (_PART * config.parts) * HV * rows.num_seqs * segments,)](
-        _tokens(inputs.q, K),
-        _tokens(inputs.k, K),
+        shared.q,
+        shared.k,
         _tokens(inputs.v, _PART),
-        _square(matrices[0], swizzle=128),
-        _square(matrices[1], swizzle=128),
-        of_factors,
+        _square(transform, _ROWS),
+        shared.attention,
+        TensorDescriptor(factors, [factors.numel()], [1], [4 * CHUNK], _FLAT),
         _tokens(out, _PART),
         out,
         initial,
@@ -190,11 +204,9 @@ def _tokens(x: torch.Tensor, columns: int) -> TensorDescriptor:
     """Of ``[T, heads, width]``: chunks of tokens, ``columns`` wide."""
     T, heads, width = x.shape
     block = [CHUNK, columns]
-    layout = gl.NVMMASharedLayout.get_default_for(block, gl.bfloat16)
-    return TensorDescriptor(x, [T, heads * width], [x.stride(0), 1], block, layout)
+    return TensorDescriptor(x, [T, heads * width], [x.stride(0), 1], block, _ROWS)
 
 
-def _square(x: torch.Tensor, *, swizzle: int) -> TensorDescriptor:
+def _square(x: torch.Tensor, layout: gl.NVMMASharedLayout) -> TensorDescriptor:
     """Of ``[HV, chunks, C, C]``: one matrix."""
-    layout = gl.NVMMASharedLayout(swizzle, 16, 2)
     return TensorDescriptor(x, [x.numel() // CHUNK, CHUNK], [CHUNK, 1], [CHUNK, CHUNK], layout)

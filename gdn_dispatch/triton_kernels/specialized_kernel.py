@@ -18,109 +18,14 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from gdn_dispatch.triton_kernels.specialized_tiles_kernel import (
+    copy_chunks,
+    keep_rows,
+    keep_state,
+    read_state,
+)
+
 __all__ = ["specialized_recurrence_kernel"]
-
-
-@gluon.jit
-def blank(tile, rows):
-    """Zeros for the rows of a tile from ``rows`` on, which are another sequence's.
-
-    A few rows at a time, for a warp of few registers.
-    """
-    WARPS: gl.constexpr = gl.num_warps()
-    ROWS: gl.constexpr = tile.shape[0]
-    EACH: gl.constexpr = 8 if WARPS == 1 else 4 * WARPS
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
-    t = gl.arange(0, EACH, gl.SliceLayout(1, LAYOUT))
-    for first in gl.static_range(0, ROWS, EACH):
-        some = tile.slice(first, EACH)
-        found = some.load(LAYOUT)
-        some.store(gl.where((first + t < rows)[:, None], found, gl.zeros_like(found)))
-
-
-@gluon.jit
-def copy_chunks(
-    q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, queries, keys,
-    values, transforms, scores, factors, ready, done, landed, token, key_column, v_column, chunk,
-    length,
-):  # fmt: skip
-    """Chunks from device memory to shared memory, as many ahead as it holds.
-
-    What the last one has of another sequence is blanked: factors of zero do not undo a NaN.
-    """
-    STAGES: gl.constexpr = queries.shape[0]
-    PARTS: gl.constexpr = values.shape[0] // STAGES
-    BT: gl.constexpr = queries.shape[1]
-    SIZE: gl.constexpr = (
-        q_tiles.block_type.nbytes
-        + k_tiles.block_type.nbytes
-        + v_tiles.block_type.nbytes * PARTS
-        + transform_tiles.block_type.nbytes
-        + attention_tiles.block_type.nbytes
-        + factor_tiles.block_type.nbytes
-    )
-    for i in range(gl.cdiv(length, BT)):
-        stage = i % STAGES
-        rows = length - i * BT
-        mbarrier.wait(done.index(stage), (i // STAGES & 1) ^ 1)
-        bar = ready.index(stage)
-        if rows < BT:
-            bar = landed.index(0)
-        first = token + i * BT
-        mbarrier.expect(bar, SIZE)
-        tma.async_copy_global_to_shared(k_tiles, [first, key_column], bar, keys.index(stage))
-        tma.async_copy_global_to_shared(
-            factor_tiles, [(chunk + i) * 4 * BT], bar, factors.index(stage)
-        )
-        for part in gl.static_range(PARTS):
-            tma.async_copy_global_to_shared(
-                v_tiles, [first, v_column + 64 * part], bar, values.index(stage * PARTS + part)
-            )
-        tma.async_copy_global_to_shared(
-            transform_tiles, [(chunk + i) * BT, 0], bar, transforms.index(stage)
-        )
-        tma.async_copy_global_to_shared(q_tiles, [first, key_column], bar, queries.index(stage))
-        tma.async_copy_global_to_shared(
-            attention_tiles, [(chunk + i) * BT, 0], bar, scores.index(stage)
-        )
-        if rows < BT:
-            mbarrier.wait(bar, 0)
-            blank(keys.index(stage), rows)
-            for part in gl.static_range(PARTS):
-                blank(values.index(stage * PARTS + part), rows)
-            fence_async_shared()
-            mbarrier.arrive(ready.index(stage), count=1)
-
-
-@gluon.jit
-def read_state(place, channel, stride_v, stride_k, K: gl.constexpr, LAYOUT: gl.constexpr):
-    """The transposed state [64, K] in fp32, from its place in a head's state."""
-    channels = channel + gl.arange(0, 64, gl.SliceLayout(1, LAYOUT))
-    dims = gl.arange(0, K, gl.SliceLayout(0, LAYOUT))
-    at = channels[:, None] * stride_v + dims[None, :] * stride_k
-    return gl.load(place + at).to(gl.float32)
-
-
-@gluon.jit
-def keep_rows(place, tile, rows, stride):
-    """Write the first ``rows`` rows of a tile."""
-    LAYOUT: gl.constexpr = tile.type.layout
-    t = gl.arange(0, tile.shape[0], gl.SliceLayout(1, LAYOUT))
-    columns = gl.arange(0, tile.shape[1], gl.SliceLayout(0, LAYOUT))
-    at = t.to(gl.int64)[:, None] * stride + columns[None, :]
-    gl.store(place + at, tile, mask=(t < rows)[:, None])
-
-
-@gluon.jit
-def keep_state(place, state, channel, stride_v, stride_k):
-    """Write a transposed state [64, K] to its place in a head's state."""
-    LAYOUT: gl.constexpr = state.type.layout
-    channels = channel + gl.arange(0, state.shape[0], gl.SliceLayout(1, LAYOUT))
-    dims = gl.arange(0, state.shape[1], gl.SliceLayout(0, LAYOUT))
-    gl.store(
-        place + (channels[:, None] * stride_v + dims[None, :] * stride_k),
-        state.to(place.dtype.element_ty),
-    )
 
 
 @gluon.jit

@@ -18,7 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from gdn_dispatch.triton_kernels import dots_kernel, gates_kernel
-from gdn_dispatch.triton_kernels.specialized_kernel import blank
+from gdn_dispatch.triton_kernels.specialized_tiles_kernel import blank
 
 __all__ = ["specialized_prepare_kernel"]
 
