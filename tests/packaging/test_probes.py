@@ -3,6 +3,7 @@
 import importlib
 import itertools
 import re
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -147,6 +148,15 @@ def test_ipex_is_recognised_and_said_to_be_no_way_out():
         assert told == (facts.ipex is not None and facts.xpu is None), facts
         # where it is not in the way, doctor tells it beside what the backend runs on
         assert (ended in probe.detail(facts)) == (facts.ipex is not None)
+
+
+def test_a_triton_without_the_kernels_for_hopper_is_told():
+    probe = module("cuda", "probe")
+    facts = probe.Facts("2.13.0", "12.9", None, True, ("/dev/nvidia0",), "3.6.1", ())
+    assert probe.detail(facts) == "CUDA 12.9, Triton 3.6.1"
+    assert probe.detail(replace(facts, triton="3.7.0")) == (
+        "CUDA 12.9, Triton 3.7.0 (not 3.6.x: prefill on Hopper by the portable kernels)"
+    )
 
 
 def test_the_cpu_is_named():

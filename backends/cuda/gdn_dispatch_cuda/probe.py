@@ -15,11 +15,13 @@ import torch
 
 from gdn_dispatch import Available, Unavailable
 
-__all__ = ["Facts", "collect", "probe_machine", "reasons"]
+__all__ = ["Facts", "collect", "detail", "probe_machine", "reasons"]
 
 _TRITON: Final = ("triton", "pytorch-triton")
 _RIVALS: Final = ("triton-ascend", "triton-xpu", "pytorch-triton-xpu")
 """Distributions that install a package ``triton`` of their own, without NVIDIA's code generator."""
+_GLUON: Final = "3.6."
+"""Versions of Triton for which there are kernels in Gluon: ``triton_kernels.specialized_config``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +72,15 @@ def probe_machine() -> Available | Unavailable:
     found = reasons(facts)
     if found:
         return Unavailable("; ".join(found))
-    return Available(f"CUDA {facts.cuda}, Triton {facts.triton}")
+    return Available(detail(facts))
+
+
+def detail(facts: Facts) -> str:
+    """What a machine has that misses nothing, and which kernels its Triton rules out."""
+    found = f"CUDA {facts.cuda}, Triton {facts.triton}"
+    if facts.triton is None or facts.triton.startswith(_GLUON):
+        return found
+    return f"{found} (not {_GLUON}x: prefill on Hopper by the portable kernels)"
 
 
 def _device_reasons(facts: Facts) -> Iterator[str]:
