@@ -73,7 +73,8 @@ def chunk_in_parts(
     t = tl.arange(0, BT)
     tile = t[:, None] * BT + t[None, :]
     recalled = _recall(state, _rows(k_at, k_token, left, K, BK, BT, PARTS), PRECISION)
-    surprise = values_t.to(tl.float32) - recalled * tl.load(factors_at + t)[None, :]
+    surprise = values_t.to(tl.float32) * tl.load(factors_at + 3 * BT + t)[None, :]
+    surprise -= recalled * tl.load(factors_at + t)[None, :]
     solve = tl.load(transform_at + tile)
     new_values = tl.dot(surprise, tl.trans(solve), input_precision=PRECISION)
 
@@ -87,6 +88,6 @@ def chunk_in_parts(
     decayed = new_values * tl.load(factors_at + 2 * BT + t)[None, :]
     shape: tl.constexpr = [PARTS, decayed.shape[0], BT]
     decayed = tl.broadcast_to(decayed[None, :, :], shape)
-    state = state * tl.load(factors_at + 3 * BT)
+    state = state * tl.load(factors_at + 4 * BT)
     keys = _rows(k_at, k_token, left, K, BK, BT, PARTS)
     return tl.dot(decayed, keys, acc=state, input_precision=PRECISION), result

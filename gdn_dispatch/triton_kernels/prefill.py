@@ -125,7 +125,7 @@ def chunk_rule(
     operand = torch.bfloat16 if v.dtype == torch.bfloat16 else torch.float32
     matrices = torch.empty(2, HV, chunks.count, CHUNK, CHUNK, dtype=operand, device=v.device)
     transform, attention = matrices.unbind(0)
-    factors = torch.empty(HV, chunks.count, 4, CHUNK, dtype=torch.float32, device=v.device)
+    factors = torch.empty(HV, chunks.count, 5, CHUNK, dtype=torch.float32, device=v.device)
     if chunks.count:
         # value heads share products of their key head, unless that leaves too few programs
         heads = group if chunks.count * H >= config.prepare_programs else 1

@@ -22,7 +22,7 @@ def prepare_kernel(
     dt_bias,
     transform,  # [HV, chunks, BT, BT]
     attention,  # [HV, chunks, BT, BT]
-    factors,  # [HV, chunks, 4, BT] fp32
+    factors,  # [HV, chunks, 5, BT] fp32
     chunk_indices,
     nonempty,
     starts,
@@ -54,12 +54,14 @@ def prepare_kernel(
 
     With G the cumulative decay inside the chunk and D_ij = e^(G_i - G_j) for i >= j, per value head
 
-        transform = (I + strictly_lower(beta_i D K K^T))^-1 diag(beta)
+        transform = (I + strictly_lower(beta_i D K K^T))^-1
         attention = scale D (Q K^T)
 
-    and per token what scales rows in the recurrence: e^G |k|^-1, scale e^G |q|^-1,
-    e^(G_last - G) |k|^-1; and e^G_last. Rows and columns past the end are zero. q and k themselves
-    are never normalised: the factors of their rows are kept in fp32 instead.
+    and per token what scales rows in the recurrence: beta e^G |k|^-1, scale e^G |q|^-1,
+    e^(G_last - G) |k|^-1, beta; and e^G_last. Past the end attention and beta are zero.
+
+    What scales is kept in fp32 and apart: q and k are never normalised, and beta is no part of the
+    transform, whose diagonal, most of what it does, stays a 1 that no dtype rounds.
     """
     PARTS: tl.constexpr = GROUP // HEADS
     chunk = tl.program_id(0) // (H * PARTS)
@@ -162,11 +164,11 @@ def prepare_kernel(
         at = head.to(tl.int64) * chunks + chunk
         tl.store(attention + at * (BT * BT) + tile, scores.to(attention.dtype.element_ty))
         inverse = unit_lower_inverse(system, BT, INVERSE_PRECISION)
-        inverse *= strength[None, :]
         tl.store(transform + at * (BT * BT) + tile, inverse.to(transform.dtype.element_ty))
 
-        factors_at = factors + at * (4 * BT)
-        tl.store(factors_at + t, from_start * k_factor)
+        factors_at = factors + at * (5 * BT)
+        tl.store(factors_at + t, from_start * strength * k_factor)
         tl.store(factors_at + BT + t, from_start * q_factor)
         tl.store(factors_at + 2 * BT + t, to_end * k_factor)
-        tl.store(factors_at + 3 * BT, tl.exp2(whole_total + fraction_total))
+        tl.store(factors_at + 3 * BT + t, strength)
+        tl.store(factors_at + 4 * BT, tl.exp2(whole_total + fraction_total))

@@ -72,15 +72,17 @@ def keep_state(place, state, block, stride_v, stride_k, K: tl.constexpr, V: tl.c
 
 
 @triton.jit
-def new_values_of(operand, keys, values_t, transform, into_keys, PRECISION: tl.constexpr):
-    """The transposed new values of a chunk [BV, BT]: ``V'^T = (V^T - S^T K^T diag(e^G)) T^T``.
+def new_values_of(operand, keys, values_t, transform, into_keys, strength, PRECISION: tl.constexpr):
+    """The transposed new values of a chunk [BV, BT].
+
+    ``V'^T = (V^T diag(beta) - S^T K^T diag(beta e^G)) T^T``
 
     Transposed throughout, so that what one product gives is the left operand of the next as it
     lies in registers.
     """
     DTYPE = operand.dtype
     recalled = tl.dot(operand, tl.trans(keys), input_precision=PRECISION)
-    surprise = values_t.to(tl.float32) - recalled * into_keys[None, :]
+    surprise = values_t.to(tl.float32) * strength[None, :] - recalled * into_keys[None, :]
     return tl.dot(surprise.to(DTYPE), tl.trans(transform), input_precision=PRECISION)
 
 
@@ -295,15 +297,16 @@ def recurrence_kernel(
                 solve = transform_tiles.load([(chunk + offset // BT) * BT, 0])
                 queries = q_tiles.load([token, key_head * K])
                 scores = attention_tiles.load([(chunk + offset // BT) * BT, 0])
-                into_keys = tl.reshape(factor_tiles.load([(chunk + offset // BT) * 4, 0]), [BT])
+                into_keys = tl.reshape(factor_tiles.load([(chunk + offset // BT) * 5, 0]), [BT])
                 into_queries = tl.reshape(
-                    factor_tiles.load([(chunk + offset // BT) * 4 + 1, 0]), [BT]
+                    factor_tiles.load([(chunk + offset // BT) * 5 + 1, 0]), [BT]
                 )
-                to_end = tl.reshape(factor_tiles.load([(chunk + offset // BT) * 4 + 2, 0]), [BT])
-                whole = tl.load(factors + (chunk + offset // BT).to(tl.int64) * (4 * BT) + 3 * BT)
+                to_end = tl.reshape(factor_tiles.load([(chunk + offset // BT) * 5 + 2, 0]), [BT])
+                strength = tl.reshape(factor_tiles.load([(chunk + offset // BT) * 5 + 3, 0]), [BT])
+                whole = tl.load(factors + (chunk + offset // BT).to(tl.int64) * (5 * BT) + 4 * BT)
                 operand = state.to(DTYPE)
                 new_values = new_values_of(
-                    operand, keys, tl.trans(values), solve, into_keys, PRECISION
+                    operand, keys, tl.trans(values), solve, into_keys, strength, PRECISION
                 )
                 result = output_of(operand, queries, scores, new_values, into_queries, PRECISION)
                 result = tl.trans(result.to(out.dtype.element_ty))
@@ -329,7 +332,7 @@ def recurrence_kernel(
                     tl.trans(values),
                     transform + prepared * (BT * BT),
                     attention + prepared * (BT * BT),
-                    factors + prepared * (4 * BT),
+                    factors + prepared * (5 * BT),
                     q_token,
                     k_token,
                     length - offset,
@@ -356,20 +359,21 @@ def recurrence_kernel(
                     queries = load_rows(q_at + token * q_token, q_token, t, dims, live, K, BK)
                     queries = queries.to(DTYPE)
                     scores = tl.load(attention + prepared * (BT * BT) + tile)
-                into_keys = tl.load(factors + prepared * (4 * BT) + t)
+                into_keys = tl.load(factors + prepared * (5 * BT) + t)
                 if not LATE:
-                    into_queries = tl.load(factors + prepared * (4 * BT) + BT + t)
-                to_end = tl.load(factors + prepared * (4 * BT) + 2 * BT + t)
-                whole = tl.load(factors + prepared * (4 * BT) + 3 * BT)
+                    into_queries = tl.load(factors + prepared * (5 * BT) + BT + t)
+                to_end = tl.load(factors + prepared * (5 * BT) + 2 * BT + t)
+                strength = tl.load(factors + prepared * (5 * BT) + 3 * BT + t)
+                whole = tl.load(factors + prepared * (5 * BT) + 4 * BT)
                 operand = state.to(DTYPE)
                 new_values = new_values_of(
-                    operand, keys, tl.trans(values), solve, into_keys, PRECISION
+                    operand, keys, tl.trans(values), solve, into_keys, strength, PRECISION
                 )
                 if LATE:
                     queries = load_rows(q_at + token * q_token, q_token, t, dims, live, K, BK)
                     queries = queries.to(DTYPE)
                     scores = tl.load(attention + prepared * (BT * BT) + tile)
-                    into_queries = tl.load(factors + prepared * (4 * BT) + BT + t)
+                    into_queries = tl.load(factors + prepared * (5 * BT) + BT + t)
                 result = output_of(operand, queries, scores, new_values, into_queries, PRECISION)
                 result = tl.trans(result.to(out.dtype.element_ty))
                 mask = live[:, None] & (channels < V)[None, :]

@@ -96,7 +96,7 @@ class Prepared(NamedTuple):
     """What ``prepare_kernel`` leaves.
 
     Attributes:
-        transform: ``[HV, chunks, C, C]``. factors: ``[HV, chunks, 4, C]``.
+        transform: ``[HV, chunks, C, C]``. factors: ``[HV, chunks, 5, C]``.
         chunk_offsets: ``[n+1]`` number of the first chunk of each row.
         tiles: Descriptors, or None.
     """

@@ -149,11 +149,12 @@ def segment_kernel(
             keys = k_tiles.load([first + offset, (head // GROUP) * K])
             values = v_tiles.load([first + offset, column])
             solve = transform_tiles.load([at * BT, 0])
-            into_keys = tl.reshape(factor_tiles.load([at * 4, 0]), [BT])
-            to_end = tl.reshape(factor_tiles.load([at * 4 + 2, 0]), [BT])
-            whole = tl.load(factors + at.to(tl.int64) * (4 * BT) + 3 * BT)
+            into_keys = tl.reshape(factor_tiles.load([at * 5, 0]), [BT])
+            to_end = tl.reshape(factor_tiles.load([at * 5 + 2, 0]), [BT])
+            strength = tl.reshape(factor_tiles.load([at * 5 + 3, 0]), [BT])
+            whole = tl.load(factors + at.to(tl.int64) * (5 * BT) + 4 * BT)
             new_values = new_values_of(
-                state.to(DTYPE), keys, tl.trans(values), solve, into_keys, PRECISION
+                state.to(DTYPE), keys, tl.trans(values), solve, into_keys, strength, PRECISION
             )
             state = update(state, new_values, keys, to_end, whole, DTYPE, PRECISION)
     else:
@@ -167,11 +168,12 @@ def segment_kernel(
                 other=0.0,
             )
             solve = tl.load(transform + at * (BT * BT) + tile)
-            into_keys = tl.load(factors + at * (4 * BT) + t)
-            to_end = tl.load(factors + at * (4 * BT) + 2 * BT + t)
-            whole = tl.load(factors + at * (4 * BT) + 3 * BT)
+            into_keys = tl.load(factors + at * (5 * BT) + t)
+            to_end = tl.load(factors + at * (5 * BT) + 2 * BT + t)
+            strength = tl.load(factors + at * (5 * BT) + 3 * BT + t)
+            whole = tl.load(factors + at * (5 * BT) + 4 * BT)
             new_values = new_values_of(
-                state.to(DTYPE), keys, tl.trans(values), solve, into_keys, PRECISION
+                state.to(DTYPE), keys, tl.trans(values), solve, into_keys, strength, PRECISION
             )
             state = update(state, new_values, keys, to_end, whole, DTYPE, PRECISION)
 

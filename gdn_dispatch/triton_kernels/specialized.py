@@ -6,6 +6,7 @@ it to the compiler.
 
 from __future__ import annotations
 
+from math import gcd
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
@@ -34,6 +35,8 @@ _ROWS: Final = gl.NVMMASharedLayout(128, 16, 2)
 _PANELS: Final = gl.NVMMASharedLayout(64, 16, 2)
 _FLAT: Final = gl.NVMMASharedLayout(0, 32, 1)
 
+_WHOLE = 32
+"""Numbers copied for the one, e^G_last, of a chunk: copies land at multiples of 128 bytes."""
 _COPY = 40
 _RECUR = 232
 """Registers per thread of warps that copy, and of those that recur; hardware counts in eights."""
@@ -75,7 +78,7 @@ def specialized_chunk_rule(
     v = inputs.v
     HV, device = v.shape[1], v.device
     matrices = torch.empty(2, HV, chunks.count, CHUNK, CHUNK, dtype=v.dtype, device=device)
-    factors = torch.empty(HV, chunks.count, 4, CHUNK, dtype=torch.float32, device=device)
+    factors = torch.empty(HV, chunks.count, 5, CHUNK, dtype=torch.float32, device=device)
     K = inputs.k.shape[2]
     shared = _Tiles(_tokens(inputs.q, K), _tokens(inputs.k, K), _square(matrices[1], _ROWS))
     _prepare(inputs, rows, chunks, shared, matrices[0], factors, how)
@@ -99,9 +102,7 @@ def _prepare(
 ) -> None:
     H, K = inputs.k.shape[1:]
     HV = inputs.v.shape[1]
-    heads = min(HV // H, config.prepare_heads)
-    if HV // H % heads:
-        heads = 1
+    heads = gcd(HV // H, config.prepare_heads)
     specialized_prepare_kernel[(chunks.count * HV // heads,)](
         shared.q,
         shared.k,
@@ -161,6 +162,7 @@ def _recur(
         _square(transform, _ROWS),
         shared.attention,
         TensorDescriptor(factors, [factors.numel()], [1], [4 * CHUNK], _FLAT),
+        TensorDescriptor(factors, [factors.numel()], [1], [_WHOLE], _FLAT),
         _tokens(out, _PART),
         out,
         initial,

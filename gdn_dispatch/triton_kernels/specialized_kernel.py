@@ -32,7 +32,7 @@ __all__ = ["specialized_recurrence_kernel"]
 def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.constexpr):
     """Chunks one after the other, with the transposed state [64, K] in registers."""
     buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot = shared
-    queries, keys, values, transforms, scores, factors, results, out_tiles, out = buffers
+    queries, keys, values, transforms, scores, factors, wholes, results, out_tiles, out = buffers
     ready, done = barriers
     token, length, end, head, channel, row_ends = whose
     initial, initial_v, initial_k, present = initial_state
@@ -77,6 +77,7 @@ def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.c
         )
         factor = factors.index(stage)
         surprise = values_at.permute((1, 0)).load(CHUNK).to(gl.float32)
+        surprise = surprise * factor.slice(3 * BT, BT).load(TOKENS)[None, :]
         into_keys = factor.slice(0, BT).load(TOKENS)
         recalled = warpgroup_mma_wait(1, deps=(recalled,))
         surprise = surprise - recalled * into_keys[None, :]
@@ -86,7 +87,7 @@ def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.c
         )
         into_queries = factor.slice(BT, BT).load(TOKENS)
         to_end = factor.slice(2 * BT, BT).load(TOKENS)
-        whole = gl.max(factor.slice(3 * BT, 1).load(ONE), axis=0)
+        whole = gl.max(wholes.index(stage).slice(0, 1).load(ONE), axis=0)
         fresh, result, _, _ = warpgroup_mma_wait(0, deps=(fresh, result, operand, surprise))
         result = result * into_queries[None, :]
         decayed = gl.convert_layout((fresh * to_end[None, :]).to(DTYPE), DECAYED)
@@ -143,6 +144,7 @@ def specialized_recurrence_kernel(
     transform_tiles,
     attention_tiles,
     factor_tiles,
+    whole_tiles,
     out_tiles,
     out,
     initial,
@@ -256,6 +258,7 @@ def specialized_recurrence_kernel(
     transforms = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], transform_tiles.layout)
     scores = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], attention_tiles.layout)
     factors = gl.allocate_shared_memory(gl.float32, [STAGES, 4 * BT], factor_tiles.layout)
+    wholes = gl.allocate_shared_memory(gl.float32, [STAGES, 32], whole_tiles.layout)
     results = gl.allocate_shared_memory(DTYPE, [PARTS, BT, 64], out_tiles.layout)
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
@@ -270,18 +273,20 @@ def specialized_recurrence_kernel(
         initial += source * initial_slot + head.to(gl.int64) * initial_head
     if final is not None:
         final += head.to(gl.int64) * final_head
-    buffers = (queries, keys, values, transforms, scores, factors, results, out_tiles, out)
+    buffers = (
+        queries, keys, values, transforms, scores, factors, wholes, results, out_tiles, out,
+    )  # fmt: skip
     barriers = (ready, done)
-    whose = (token + begin, tokens, end, head, channel, live & (end == length))
     initial_state = (initial, initial_v, initial_k, present)
     checkpointing = (checkpoint_offsets, checkpoint_slots, checkpoint, checkpoints)
     finally_ = (final, final_slots, final_slot, final_v, final_k, destination)
     key_column = head // GROUP * K
     chunk = head * chunks + gl.load(chunk_offsets + row).to(gl.int32) + begin // BT
+    whose = (token + begin, tokens, end, head, channel, live & (end == length))
     copying = (
-        q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, queries, keys,
-        values, transforms, scores, factors, ready, done, landed, token + begin, key_column,
-        head * V + channel, chunk, tokens,
+        q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, whole_tiles,
+        queries, keys, values, transforms, scores, factors, wholes, ready, done, landed,
+        token + begin, key_column, head * V + channel, chunk, tokens,
     )  # fmt: skip
     shared = (buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot)
     if PARTS == 1:

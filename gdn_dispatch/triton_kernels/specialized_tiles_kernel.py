@@ -28,9 +28,9 @@ def blank(tile, rows):
 
 @gluon.jit
 def copy_chunks(
-    q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, queries, keys,
-    values, transforms, scores, factors, ready, done, landed, token, key_column, v_column, chunk,
-    length,
+    q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, whole_tiles,
+    queries, keys, values, transforms, scores, factors, wholes, ready, done, landed, token,
+    key_column, v_column, chunk, length,
 ):  # fmt: skip
     """Chunks from device memory to shared memory, as many ahead as it holds.
 
@@ -46,6 +46,7 @@ def copy_chunks(
         + transform_tiles.block_type.nbytes
         + attention_tiles.block_type.nbytes
         + factor_tiles.block_type.nbytes
+        + whole_tiles.block_type.nbytes
     )
     for i in range(gl.cdiv(length, BT)):
         stage = i % STAGES
@@ -58,7 +59,10 @@ def copy_chunks(
         mbarrier.expect(bar, SIZE)
         tma.async_copy_global_to_shared(k_tiles, [first, key_column], bar, keys.index(stage))
         tma.async_copy_global_to_shared(
-            factor_tiles, [(chunk + i) * 4 * BT], bar, factors.index(stage)
+            factor_tiles, [(chunk + i) * 5 * BT], bar, factors.index(stage)
+        )
+        tma.async_copy_global_to_shared(
+            whole_tiles, [((chunk + i) * 5 + 4) * BT], bar, wholes.index(stage)
         )
         for part in gl.static_range(PARTS):
             tma.async_copy_global_to_shared(

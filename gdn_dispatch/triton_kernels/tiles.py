@@ -36,7 +36,7 @@ def tiles_of(
 
     Args:
         q, k: ``[T, H, K]``. v: ``[T, HV, V]``.
-        matrices: ``[2, HV, chunks, C, C]``. factors: ``[HV, chunks, 4, C]``.
+        matrices: ``[2, HV, chunks, C, C]``. factors: ``[HV, chunks, 5, C]``.
         block_v: Columns of v to read at once.
     """
     K, V = k.shape[2], v.shape[2]

@@ -21,7 +21,7 @@ _TRITON: Final = ("triton", "pytorch-triton")
 _RIVALS: Final = ("triton-ascend", "triton-xpu", "pytorch-triton-xpu")
 """Distributions that install a package ``triton`` of their own, without NVIDIA's code generator."""
 _GLUON: Final = "3.6."
-"""Versions of Triton for which there are kernels in Gluon: ``triton_kernels.specialized_config``."""
+"""Versions of Triton that there are kernels in Gluon for: ``triton_kernels.specialized_config``."""
 
 
 @dataclass(frozen=True, slots=True)
