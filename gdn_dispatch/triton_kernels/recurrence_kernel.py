@@ -299,15 +299,24 @@ def recurrence_kernel(
                 scores = attention_tiles.load([(chunk + offset // BT) * BT, 0])
                 into_keys = tl.reshape(factor_tiles.load([(chunk + offset // BT) * 5, 0]), [BT])
                 strength = tl.reshape(factor_tiles.load([(chunk + offset // BT) * 5 + 3, 0]), [BT])
+                if STAGES == 1:
+                    into_queries = tl.reshape(
+                        factor_tiles.load([(chunk + offset // BT) * 5 + 1, 0]), [BT]
+                    )
+                    to_end = tl.reshape(
+                        factor_tiles.load([(chunk + offset // BT) * 5 + 2, 0]), [BT]
+                    )
                 operand = state.to(DTYPE)
                 new_values = new_values_of(
                     operand, keys, tl.trans(values), solve, into_keys, strength, PRECISION
                 )
-                # not before they are needed: what is loaded is held in registers
-                into_queries = tl.reshape(
-                    factor_tiles.load([(chunk + offset // BT) * 5 + 1, 0]), [BT]
-                )
-                to_end = tl.reshape(factor_tiles.load([(chunk + offset // BT) * 5 + 2, 0]), [BT])
+                if STAGES > 1:  # copied ahead; what is loaded from there is held in registers
+                    into_queries = tl.reshape(
+                        factor_tiles.load([(chunk + offset // BT) * 5 + 1, 0]), [BT]
+                    )
+                    to_end = tl.reshape(
+                        factor_tiles.load([(chunk + offset // BT) * 5 + 2, 0]), [BT]
+                    )
                 whole = tl.load(factors + (chunk + offset // BT).to(tl.int64) * (5 * BT) + 4 * BT)
                 result = output_of(operand, queries, scores, new_values, into_queries, PRECISION)
                 result = tl.trans(result.to(out.dtype.element_ty))
@@ -363,7 +372,9 @@ def recurrence_kernel(
                 into_keys = tl.load(factors + prepared * (5 * BT) + t)
                 if not LATE:
                     into_queries = tl.load(factors + prepared * (5 * BT) + BT + t)
+                to_end = tl.load(factors + prepared * (5 * BT) + 2 * BT + t)
                 strength = tl.load(factors + prepared * (5 * BT) + 3 * BT + t)
+                whole = tl.load(factors + prepared * (5 * BT) + 4 * BT)
                 operand = state.to(DTYPE)
                 new_values = new_values_of(
                     operand, keys, tl.trans(values), solve, into_keys, strength, PRECISION
@@ -373,8 +384,6 @@ def recurrence_kernel(
                     queries = queries.to(DTYPE)
                     scores = tl.load(attention + prepared * (BT * BT) + tile)
                     into_queries = tl.load(factors + prepared * (5 * BT) + BT + t)
-                to_end = tl.load(factors + prepared * (5 * BT) + 2 * BT + t)
-                whole = tl.load(factors + prepared * (5 * BT) + 4 * BT)
                 result = output_of(operand, queries, scores, new_values, into_queries, PRECISION)
                 result = tl.trans(result.to(out.dtype.element_ty))
                 mask = live[:, None] & (channels < V)[None, :]
