@@ -170,7 +170,9 @@ def chunk_rule(
     programs = triton.cdiv(V, block_v) * HV
     tiles = None
     if config.use_descriptors and config.parts == 1 and operand == v.dtype:
-        tiles = tiles_of(inputs.q, inputs.k, inputs.v, matrices, factors, block_v=block_v)
+        tiles = tiles_of(
+            inputs.q, inputs.k, inputs.v, transform, attention, factors, block_v=block_v
+        )
     cut = None
     if config.segments is not None:
         cut = split_into_segments(

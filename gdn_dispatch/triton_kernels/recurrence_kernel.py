@@ -372,9 +372,10 @@ def recurrence_kernel(
                 into_keys = tl.load(factors + prepared * (5 * BT) + t)
                 if not LATE:
                     into_queries = tl.load(factors + prepared * (5 * BT) + BT + t)
-                to_end = tl.load(factors + prepared * (5 * BT) + 2 * BT + t)
+                if DESCRIPTORS:  # sooner or later: whichever does not spill
+                    to_end = tl.load(factors + prepared * (5 * BT) + 2 * BT + t)
+                    whole = tl.load(factors + prepared * (5 * BT) + 4 * BT)
                 strength = tl.load(factors + prepared * (5 * BT) + 3 * BT + t)
-                whole = tl.load(factors + prepared * (5 * BT) + 4 * BT)
                 operand = state.to(DTYPE)
                 new_values = new_values_of(
                     operand, keys, tl.trans(values), solve, into_keys, strength, PRECISION
@@ -384,6 +385,9 @@ def recurrence_kernel(
                     queries = queries.to(DTYPE)
                     scores = tl.load(attention + prepared * (BT * BT) + tile)
                     into_queries = tl.load(factors + prepared * (5 * BT) + BT + t)
+                if not DESCRIPTORS:
+                    to_end = tl.load(factors + prepared * (5 * BT) + 2 * BT + t)
+                    whole = tl.load(factors + prepared * (5 * BT) + 4 * BT)
                 result = output_of(operand, queries, scores, new_values, into_queries, PRECISION)
                 result = tl.trans(result.to(out.dtype.element_ty))
                 mask = live[:, None] & (channels < V)[None, :]

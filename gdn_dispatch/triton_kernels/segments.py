@@ -87,8 +87,9 @@ def segment_tokens(config: SegmentConfig, *, tokens: int, max_seqlen: int, progr
         max_seqlen: Of the longest row.
         programs: Of the recurrence, per row.
     """
-    share = tokens * programs / config.programs
-    size = max(config.min_tokens, -(-int(share) // CHUNK) * CHUNK)
+    # whole segments: one too many, however short, is waited for by all
+    share = tokens // max(1, config.programs // programs)
+    size = max(config.min_tokens, -(-share // CHUNK) * CHUNK)
     return size if max_seqlen > (config.least - 1) * size else 0
 
 

@@ -35,6 +35,7 @@ _ROWS: Final = gl.NVMMASharedLayout(128, 16, 2)
 _PANELS: Final = gl.NVMMASharedLayout(64, 16, 2)
 _FLAT: Final = gl.NVMMASharedLayout(0, 32, 1)
 
+_HALF = CHUNK // 2
 _WHOLE = 32
 """Numbers copied for the one, e^G_last, of a chunk: copies land at multiples of 128 bytes."""
 _COPY = 40
@@ -47,6 +48,7 @@ class _Tiles(NamedTuple):
 
     q: TensorDescriptor
     k: TensorDescriptor
+    transform: TensorDescriptor
     attention: TensorDescriptor
 
 
@@ -77,18 +79,25 @@ def specialized_chunk_rule(
         raise ValueError("specialized_chunk_rule wants PrefillConfig.specialized")
     v = inputs.v
     HV, device = v.shape[1], v.device
-    matrices = torch.empty(2, HV, chunks.count, CHUNK, CHUNK, dtype=v.dtype, device=device)
-    factors = torch.empty(HV, chunks.count, 5, CHUNK, dtype=torch.float32, device=device)
+    each = (HV, chunks.count)
+    whole = config.segments is not None  # segments read the transform as their own kernels do
+    transform, attention = (
+        torch.empty(*each, *size, dtype=v.dtype, device=device)
+        for size in ((CHUNK, CHUNK) if whole else (3, _HALF, _HALF), (3, _HALF, _HALF))
+    )
+    factors = torch.empty(*each, 5, CHUNK, dtype=torch.float32, device=device)
     K = inputs.k.shape[2]
-    shared = _Tiles(_tokens(inputs.q, K), _tokens(inputs.k, K), _square(matrices[1], _ROWS))
-    _prepare(inputs, rows, chunks, shared, matrices[0], factors, how)
+    shared = _Tiles(
+        _tokens(inputs.q, K), _tokens(inputs.k, K), _squares(transform), _squares(attention)
+    )
+    _prepare(inputs, rows, chunks, shared, factors, how)
     cut = None
-    if config.segments is not None:
+    if whole:
         block_v = block_of(config.block_v, v.shape[2])
-        tiles = tiles_of(inputs.q, inputs.k, v, matrices, factors, block_v=block_v)
-        prepared = Prepared(matrices[0], factors, chunks.offsets, tiles)
+        tiles = tiles_of(inputs.q, inputs.k, v, transform, None, factors, block_v=block_v)
+        prepared = Prepared(transform, factors, chunks.offsets, tiles)
         cut = split_into_segments(inputs, rows, states, prepared, config)
-    _recur(inputs, rows, chunks, states, shared, matrices[0], factors, cut, out, how)
+    _recur(inputs, rows, chunks, states, shared, factors, cut, out, how)
 
 
 def _prepare(
@@ -96,7 +105,6 @@ def _prepare(
     rows: Rows,
     chunks: Chunks,
     shared: _Tiles,
-    transform: torch.Tensor,
     factors: torch.Tensor,
     config: SpecializedConfig,
 ) -> None:
@@ -106,7 +114,7 @@ def _prepare(
     specialized_prepare_kernel[(chunks.count * HV // heads,)](
         shared.q,
         shared.k,
-        _square(transform, _PANELS),
+        shared.transform,
         shared.attention,
         inputs.g,
         inputs.beta,
@@ -140,7 +148,6 @@ def _recur(
     chunks: Chunks,
     states: States,
     shared: _Tiles,
-    transform: torch.Tensor,
     factors: torch.Tensor,
     cut: Segments | None,
     out: torch.Tensor,
@@ -159,7 +166,7 @@ def _recur(
         shared.q,
         shared.k,
         _tokens(inputs.v, _PART),
-        _square(transform, _ROWS),
+        shared.transform,
         shared.attention,
         TensorDescriptor(factors, [factors.numel()], [1], [4 * CHUNK], _FLAT),
         TensorDescriptor(factors, [factors.numel()], [1], [_WHOLE], _FLAT),
@@ -209,6 +216,7 @@ def _tokens(x: torch.Tensor, columns: int) -> TensorDescriptor:
     return TensorDescriptor(x, [T, heads * width], [x.stride(0), 1], block, _ROWS)
 
 
-def _square(x: torch.Tensor, layout: gl.NVMMASharedLayout) -> TensorDescriptor:
-    """Of ``[HV, chunks, C, C]``: one matrix."""
-    return TensorDescriptor(x, [x.numel() // CHUNK, CHUNK], [CHUNK, 1], [CHUNK, CHUNK], layout)
+def _squares(x: torch.Tensor) -> TensorDescriptor:
+    """Of ``[..., n, n]``: one matrix, or one quarter of one."""
+    n = x.shape[-1]
+    return TensorDescriptor(x, [x.numel() // n, n], [n, 1], [n, n], _PANELS)

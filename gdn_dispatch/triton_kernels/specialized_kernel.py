@@ -24,6 +24,7 @@ from gdn_dispatch.triton_kernels.specialized_tiles_kernel import (
     keep_state,
     read_state,
 )
+from gdn_dispatch.triton_kernels.specialized_triangle_kernel import clear_upper
 
 __all__ = ["specialized_recurrence_kernel"]
 
@@ -260,6 +261,9 @@ def specialized_recurrence_kernel(
     factors = gl.allocate_shared_memory(gl.float32, [STAGES, 4 * BT], factor_tiles.layout)
     wholes = gl.allocate_shared_memory(gl.float32, [STAGES, 32], whole_tiles.layout)
     results = gl.allocate_shared_memory(DTYPE, [PARTS, BT, 64], out_tiles.layout)
+    clear_upper(transform_tiles, transforms)
+    clear_upper(attention_tiles, scores)
+    fence_async_shared()
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     done = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)

@@ -19,6 +19,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from gdn_dispatch.triton_kernels import dots_kernel, gates_kernel
 from gdn_dispatch.triton_kernels.specialized_inverse_kernel import unit_lower_inverse
 from gdn_dispatch.triton_kernels.specialized_tiles_kernel import blank
+from gdn_dispatch.triton_kernels.specialized_triangle_kernel import keep_lower
 
 __all__ = ["specialized_prepare_kernel"]
 
@@ -183,25 +184,23 @@ def specialized_prepare_kernel(
     product_at = keys._reinterpret(gl.float16, [8, 32, 32], PANELS).index(6)
     neighbours = keys._reinterpret(gl.float16, [8, BT, 16], ROWS).index(7)
     scratch = (beside, neighbours, joined, product_at)
+    COPIES: gl.constexpr = 6 if transform_tiles.block_type.shape[0] < BT else 4
     column = gl.arange(0, BT, COLUMN)[None, :]
     for n in range(HEADS):
         head = first_head + n
         whole = rows.index(n)
         fraction = rows.index(HEADS + n)
-        transform_at = transforms.index(n % 2)
-        attention_at = attentions.index(n % 2)
         between = gl.exp2(
             (whole.load(ROW)[:, None] - whole.load(COLUMN)[None, :])
             + (fraction.load(ROW)[:, None] - fraction.load(COLUMN)[None, :])
         )
-        tma.store_wait(2)  # those of the head before the last
+        tma.store_wait(COPIES)  # those of the head before the last
         # + n: what is the same for every head is kept in registers, and there are none left
         lower = gl.arange(0, BT, ROW)[:, None] + (n >> 30) >= column
-        attention_at.store(gl.where(lower, between * qk, 0.0).to(DTYPE))
+        attentions.index(n % 2).store(gl.where(lower, between * qk, 0.0).to(DTYPE))
         system = between * kk * rows.index(2 * HEADS + n).load(ROW)[:, None]
-        unit_lower_inverse(system, scratch, transform_at)
+        unit_lower_inverse(system, scratch, transforms.index(n % 2))
         fence_async_shared()
-        tile = (head * chunks + chunk) * BT
-        tma.async_copy_shared_to_global(attention_tiles, [tile, 0], attention_at)
-        tma.async_copy_shared_to_global(transform_tiles, [tile, 0], transform_at)
+        keep_lower(attention_tiles, head * chunks + chunk, attentions, n % 2)
+        keep_lower(transform_tiles, head * chunks + chunk, transforms, n % 2)
     tma.store_wait(0)

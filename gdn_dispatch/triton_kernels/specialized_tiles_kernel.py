@@ -6,6 +6,8 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
+from gdn_dispatch.triton_kernels.specialized_triangle_kernel import bytes_of_lower, copy_lower
+
 __all__ = ["blank", "copy_chunks", "keep_rows", "keep_state", "read_state"]
 
 
@@ -43,8 +45,8 @@ def copy_chunks(
         q_tiles.block_type.nbytes
         + k_tiles.block_type.nbytes
         + v_tiles.block_type.nbytes * PARTS
-        + transform_tiles.block_type.nbytes
-        + attention_tiles.block_type.nbytes
+        + bytes_of_lower(transform_tiles, BT)
+        + bytes_of_lower(attention_tiles, BT)
         + factor_tiles.block_type.nbytes
         + whole_tiles.block_type.nbytes
     )
@@ -68,13 +70,9 @@ def copy_chunks(
             tma.async_copy_global_to_shared(
                 v_tiles, [first, v_column + 64 * part], bar, values.index(stage * PARTS + part)
             )
-        tma.async_copy_global_to_shared(
-            transform_tiles, [(chunk + i) * BT, 0], bar, transforms.index(stage)
-        )
+        copy_lower(transform_tiles, chunk + i, bar, transforms, stage)
         tma.async_copy_global_to_shared(q_tiles, [first, key_column], bar, queries.index(stage))
-        tma.async_copy_global_to_shared(
-            attention_tiles, [(chunk + i) * BT, 0], bar, scores.index(stage)
-        )
+        copy_lower(attention_tiles, chunk + i, bar, scores, stage)
         if rows < BT:
             mbarrier.wait(bar, 0)
             blank(keys.index(stage), rows)

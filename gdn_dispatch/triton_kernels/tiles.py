@@ -19,7 +19,7 @@ class Tiles(NamedTuple):
     k: TensorDescriptor
     v: TensorDescriptor
     transform: TensorDescriptor
-    attention: TensorDescriptor
+    attention: TensorDescriptor | None
     factors: TensorDescriptor
 
 
@@ -27,7 +27,8 @@ def tiles_of(
     q: torch.Tensor,
     k: torch.Tensor,
     v: torch.Tensor,
-    matrices: torch.Tensor,
+    transform: torch.Tensor,
+    attention: torch.Tensor | None,
     factors: torch.Tensor,
     *,
     block_v: int,
@@ -36,7 +37,8 @@ def tiles_of(
 
     Args:
         q, k: ``[T, H, K]``. v: ``[T, HV, V]``.
-        matrices: ``[2, HV, chunks, C, C]``. factors: ``[HV, chunks, 5, C]``.
+        transform: ``[HV, chunks, C, C]``. attention: The same, or None: not wanted.
+        factors: ``[HV, chunks, 5, C]``.
         block_v: Columns of v to read at once.
     """
     K, V = k.shape[2], v.shape[2]
@@ -52,9 +54,10 @@ def tiles_of(
         if x.stride(0) * x.element_size() % 16 or x.data_ptr() % 16:
             return None
         rows.append(TensorDescriptor(x, [T, heads * width], [x.stride(0), 1], [C, columns]))
-    transform, attention = (
-        TensorDescriptor(x, [x.numel() // C, C], [C, 1], [C, C]) for x in matrices
+    of_transform, of_attention = (
+        None if x is None else TensorDescriptor(x, [x.numel() // C, C], [C, 1], [C, C])
+        for x in (transform, attention)
     )
     of_factors = TensorDescriptor(factors, [factors.numel() // C, C], [C, 1], [1, C])
     of_q, of_k, of_v = rows
-    return Tiles(of_q, of_k, of_v, transform, attention, of_factors)
+    return Tiles(of_q, of_k, of_v, of_transform, of_attention, of_factors)

@@ -28,6 +28,13 @@ def unwritten(sass):
             operands = operands[1:]  # a predicate that is written, too
         if name.startswith(_WRITES) and re.fullmatch(r"UR\d+", operands[0]):
             target, operands = int(operands[0][2:]), operands[1:]
+        if name == "UMOV" and target is not None:
+            # half of a pair is moved with the other half, and written after that: what was not
+            # written does not become so by a move, but the move itself is no fault
+            source = _UNIFORM.fullmatch(operands[0])
+            if source is not None and int(source[1]) not in written:
+                written.discard(target)
+                continue
         for operand in operands:
             for number in map(int, _UNIFORM.findall(operand)):
                 if any(n not in written for n in _needed(number, operand, operands)):
