@@ -140,7 +140,7 @@ class CudaTable:
         if self.arch == 90 and self.gluon and shape.head_dim_k == shape.head_dim_v == 128:
             if self.invariant:
                 return replace(_HOPPER, specialized=_APART)
-            if heads <= 40:
+            if heads <= 20:
                 return replace(_HOPPER_CUT, specialized=_APART)
             return replace(_HOPPER, specialized=_TOGETHER if heads > 66 else _APART)
         if self.invariant:
