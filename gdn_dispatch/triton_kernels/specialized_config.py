@@ -27,7 +27,7 @@ class SpecializedConfig:
     parts: int = 1
     stages: int = 3
     prepare_heads: int = 2
-    prepare_registers: int = 168
+    prepare_registers: int = 160
 
 
 def gluon_is_there() -> bool:

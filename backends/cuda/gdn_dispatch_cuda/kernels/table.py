@@ -58,11 +58,6 @@ _SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
 _HOPPER_CUT: Final = replace(_HOPPER, segments=_SEGMENTS)
 _HOPPER_WIDE_CUT: Final = replace(_HOPPER_WIDE, segments=_SEGMENTS)
 
-# Of heads of 128 on Hopper: one group of warps for each 64 channels, while that fills the chip;
-# beyond, two in one program, for which q and k are copied once.
-_APART: Final = SpecializedConfig(parts=1, stages=3, prepare_heads=4)
-_TOGETHER: Final = SpecializedConfig(parts=2, stages=3, prepare_heads=4)
-
 # (most rows * HV, config), ascending. The last part of a config is for states with values last.
 _Steps = tuple[tuple[int, StepConfig], ...]
 
@@ -139,10 +134,9 @@ class CudaTable:
         heads = shape.num_v_heads * max(1, shape.tokens // max(1, shape.max_seqlen))
         if self.arch == 90 and self.gluon and shape.head_dim_k == shape.head_dim_v == 128:
             if self.invariant:
-                return replace(_HOPPER, specialized=_APART)
-            if heads <= 20:
-                return replace(_HOPPER_CUT, specialized=_APART)
-            return replace(_HOPPER, specialized=_TOGETHER if heads > 66 else _APART)
+                return replace(_HOPPER, specialized=_specialized(shape, parts=1))
+            specialized = _specialized(shape, parts=2 if heads > 66 else 1)
+            return replace(_HOPPER_CUT if heads <= 20 else _HOPPER, specialized=specialized)
         if self.invariant:
             return _HOPPER
         if heads <= 40:
@@ -167,3 +161,15 @@ class CudaTable:
             rows = _DECODE_FP32 if wide else _DECODE_HALF
         work = shape.rows * shape.num_v_heads
         return next(config for most, config in rows if work <= most)
+
+
+def _specialized(shape: LaunchShape, *, parts: int) -> SpecializedConfig:
+    """Of heads of 128 on Hopper, with ``parts`` groups of warps that recur.
+
+    One for each 64 channels while that fills the chip; beyond, two in one program, for which q and
+    k are copied once. The preparation has as many registers as let it spill none, for the value
+    heads that it takes at once.
+    """
+    if shape.num_v_heads // shape.num_heads % 4 == 0:
+        return SpecializedConfig(parts=parts, prepare_heads=4, prepare_registers=168)
+    return SpecializedConfig(parts=parts, prepare_heads=2, prepare_registers=160)
