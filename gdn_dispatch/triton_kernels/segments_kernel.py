@@ -5,11 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gdn_dispatch.triton_kernels.recurrence_kernel import (
-    initial_state,
-    new_values_of,
-    update,
-)
+from gdn_dispatch.triton_kernels.chunk_kernel import initial_state, new_values_of, update
 from gdn_dispatch.triton_kernels.rows_kernel import load_rows
 
 __all__ = ["join_segments_kernel", "segment_kernel"]
