@@ -26,11 +26,10 @@ import importlib.metadata
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -38,10 +37,11 @@ import torch
 from gdn_dispatch_cpu.kernels import rule
 from gdn_dispatch_cpu.kernels.library import load_library
 from gdn_dispatch_cpu.kernels.options import Options
+from native_peaks import onednn, operations, rate, steady
 
 from gdn_dispatch import build_chunk_meta, fused_recurrent_gated_delta_rule, plan_batch
 from gdn_dispatch.cli.bench import SPEEDUP, Case, Check, Prepared, header, time_case, timed
-from gdn_dispatch.cli.cases_inputs import HV, SHAPE, WANTED, H, K, V, rule_inputs, states
+from gdn_dispatch.cli.cases_inputs import HV, SHAPE, WANTED, K, V, rule_inputs, states
 from gdn_dispatch.cli.cases_transformers import Timed
 from gdn_dispatch.cli.cases_transformers import decode as decode_transformers
 from gdn_dispatch.cli.cases_transformers import prefill as prefill_transformers
@@ -51,8 +51,6 @@ from gdn_dispatch.types import RuleRequest
 
 VLLM = "0.32.0"
 LENS = tuple(np.random.default_rng(0).integers(17, 601, 32).tolist())
-GEMM_SIZES = (1024, 2048)
-SAMPLES = 5
 BF16_PRODUCTS = 3.5e-3
 """Relative error they may have, of output or state."""
 ERRORS = (
@@ -189,50 +187,6 @@ def decode_donated(timed: Timed, B: int, stack: ExitStack) -> Prepared:
         )[0]
 
     return decode_transformers(B, stack, timed)._replace(ours=timed(ours))
-
-
-@contextmanager
-def onednn() -> Iterator[None]:
-    """fp32 products through oneDNN, which without AMX computes them in fp32.
-
-    MKL, torch's own choice, takes a slower path on AMD: the peak is the faster one's.
-    """
-    before = torch.backends.mkldnn.matmul.fp32_precision
-    if torch.cpu._is_amx_tile_supported():
-        yield
-        return
-    torch.backends.mkldnn.matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        torch.backends.mkldnn.matmul.fp32_precision = before
-
-
-def operations(T: int) -> tuple[float, float]:
-    """Of T tokens, in chunks of the kernels' size: with the state, and between tokens.
-
-    Products with the state are K S, Q S and K^T X. The others, on and below the diagonal: K K^T
-    and Q K^T once a key head, the substitution and P X once a value head.
-    """
-    C = load_library().chunk_size
-    with_state = 3 * 2 * C * K * V
-    between = C * (C + 1) * (2 * K * H / HV + 2 * V)
-    return T / C * HV * with_state, T / C * HV * between
-
-
-def steady(sample: Callable[[], float]) -> Callable[[], float]:
-    """The median of several samples."""
-    return lambda: median(sample() for _ in range(SAMPLES))
-
-
-def rate(timed: Timed, dtype: torch.dtype) -> Callable[[], float]:
-    """Seconds an operation of a square matrix product, of the fastest size."""
-    samples = []
-    for M in GEMM_SIZES:
-        x = torch.randn(M, M).to(dtype)
-        out = torch.empty_like(x)
-        samples.append((2 * M**3, steady(timed(partial(torch.mm, x, x, out=out)))))
-    return lambda: min(sample() / count for count, sample in samples)
 
 
 def prefill_peak(ops: Any, timed: Timed, T: int, stack: ExitStack) -> Prepared:

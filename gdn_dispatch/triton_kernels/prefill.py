@@ -165,7 +165,6 @@ def chunk_rule(
             **_cap(config.prepare_registers),
         )
 
-    slots = states.slots
     block_v = block_of(config.block_v, V)
     programs = triton.cdiv(V, block_v) * HV
     tiles = None
@@ -183,7 +182,6 @@ def chunk_rule(
         initial, initial_strides = states.initial, states.strides(states.initial)
     else:
         initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
-    checkpoints = None if slots is None else slots.checkpoint_sequences
     recurrence_kernel[(programs * rows.num_seqs * segments,)](
         q,
         k,
@@ -199,14 +197,7 @@ def chunk_rule(
         rows.starts,
         rows.cu_seqlens,
         chunks.offsets,
-        None if slots is None else slots.write,
-        None if slots is None else slots.read,
-        None if slots is None else slots.has_initial_state,
-        checkpoints,
-        None if slots is None else slots.checkpoint_offsets,
-        None if slots is None else slots.checkpoint_slots,
-        0 if checkpoints is None else checkpoints.shape[0],
-        -1 if slots is None else slots.pad_slot,
+        *states.slot_arguments(),
         0 if initial is None else initial.shape[0],
         0 if states.final is None else states.final.shape[0],
         chunks.count,

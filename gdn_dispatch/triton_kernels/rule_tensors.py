@@ -75,6 +75,23 @@ class States:
         v, k = inner if self.state_v_first else reversed(inner)
         return slot, head, v, k
 
+    def slot_arguments(self) -> tuple[torch.Tensor | int | None, ...]:
+        """Slots and checkpoints as kernels take them, those' number, and the padding's slot."""
+        slots = self.slots
+        if slots is None:
+            return None, None, None, None, None, None, 0, -1
+        checkpoints = slots.checkpoint_sequences
+        return (
+            slots.write,
+            slots.read,
+            slots.has_initial_state,
+            checkpoints,
+            slots.checkpoint_offsets,
+            slots.checkpoint_slots,
+            0 if checkpoints is None else checkpoints.shape[0],
+            slots.pad_slot,
+        )
+
     def slot_strides(self) -> tuple[int, int]:
         """Strides of the slots to write and to read."""
         if self.slots is None:

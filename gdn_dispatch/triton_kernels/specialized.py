@@ -155,12 +155,11 @@ def _recur(
 ) -> None:
     H, K = inputs.k.shape[1:]
     HV, V = inputs.v.shape[1:]
-    slots, initial, final = states.slots, states.initial, states.final
+    initial, final = states.initial, states.final
     initial_strides = states.strides(initial)
     if cut is not None:
         initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
     segments = 1 if cut is None else cut.count
-    checkpoints = None if slots is None else slots.checkpoint_sequences
     warps = 4 * config.parts + 4  # those that copy count as four
     specialized_recurrence_kernel[(V // (_PART * config.parts) * HV * rows.num_seqs * segments,)](
         shared.q,
@@ -178,14 +177,7 @@ def _recur(
         rows.starts,
         rows.cu_seqlens,
         chunks.offsets,
-        None if slots is None else slots.write,
-        None if slots is None else slots.read,
-        None if slots is None else slots.has_initial_state,
-        checkpoints,
-        None if slots is None else slots.checkpoint_offsets,
-        None if slots is None else slots.checkpoint_slots,
-        0 if checkpoints is None else checkpoints.shape[0],
-        -1 if slots is None else slots.pad_slot,
+        *states.slot_arguments(),
         0 if initial is None else initial.shape[0],
         0 if final is None else final.shape[0],
         chunks.count,

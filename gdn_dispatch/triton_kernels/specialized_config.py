@@ -1,12 +1,15 @@
-"""Whether and how to launch the kernels of specialised warps; imports nothing of Gluon."""
+"""Whether and how to launch the kernels of specialised warps; imports neither Triton nor Gluon."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Final
 
-import triton
+__all__ = ["GLUON", "SpecializedConfig", "gluon_is_there"]
 
-__all__ = ["SpecializedConfig", "gluon_is_there"]
+GLUON: Final = "3.6."
+"""How versions of Triton begin whose Gluon these kernels are written in: it changes between them,
+and this is the one they were run with."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,9 +34,7 @@ class SpecializedConfig:
 
 
 def gluon_is_there() -> bool:
-    """Whether this Triton compiles Gluon as these kernels are written in it.
+    """Whether this Triton compiles these kernels; its interpreter does not know Gluon."""
+    import triton
 
-    Gluon changes between versions of Triton; 3.6 is the one they were run with. Triton's
-    interpreter does not know it.
-    """
-    return triton.__version__.startswith("3.6.") and not triton.knobs.runtime.interpret
+    return triton.__version__.startswith(GLUON) and not triton.knobs.runtime.interpret

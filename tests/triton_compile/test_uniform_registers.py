@@ -35,3 +35,12 @@ def test_with_the_left_operand_in_registers_two_are_needed():
     text = "\n".join(f"  /*00{n}0*/ {line} ;" for n, line in enumerate(lines))
     assert unwritten(text) == []
     assert len(unwritten(text.replace("UR6", "UR8"))) == 1
+
+
+def test_a_move_of_what_nobody_wrote_is_no_fault_and_makes_nothing_written():
+    move = "  /*0000*/ UMOV UR33, UR51 ;\n"
+    dead = "  /*0010*/ UIADD3.X UR33, URZ, URZ, URZ ;\n"
+    use = "  /*0020*/ UIADD3 UR4, UR33, 0x10, URZ ;\n"
+    assert unwritten(move + dead + use) == []
+    assert len(unwritten(move + use)) == 1
+    assert len(unwritten(dead + move + use)) == 1  # written before, and moved over since

@@ -14,14 +14,13 @@ from typing import Final
 import torch
 
 from gdn_dispatch import Available, Unavailable
+from gdn_dispatch.triton_kernels.specialized_config import GLUON
 
 __all__ = ["Facts", "collect", "detail", "probe_machine", "reasons"]
 
 _TRITON: Final = ("triton", "pytorch-triton")
 _RIVALS: Final = ("triton-ascend", "triton-xpu", "pytorch-triton-xpu")
 """Distributions that install a package ``triton`` of their own, without NVIDIA's code generator."""
-_GLUON: Final = "3.6."
-"""Versions of Triton that there are kernels in Gluon for: ``triton_kernels.specialized_config``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +77,9 @@ def probe_machine() -> Available | Unavailable:
 def detail(facts: Facts) -> str:
     """What a machine has that misses nothing, and which kernels its Triton rules out."""
     found = f"CUDA {facts.cuda}, Triton {facts.triton}"
-    if facts.triton is None or facts.triton.startswith(_GLUON):
+    if facts.triton is None or facts.triton.startswith(GLUON):
         return found
-    return f"{found} (not {_GLUON}x: prefill on Hopper by the portable kernels)"
+    return f"{found} (not {GLUON}x: prefill on Hopper by the portable kernels)"
 
 
 def _device_reasons(facts: Facts) -> Iterator[str]:

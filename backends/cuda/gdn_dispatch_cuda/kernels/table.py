@@ -9,6 +9,7 @@ architectures get compiles, and was not tuned; nothing has run on another archit
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -35,7 +36,7 @@ _TENSOR_MEMORY_ACCESS: Final = frozenset({90, 100, 103})
 # time, and the recurrence in fp32 gives each warp its own part of K. That has a price where it was
 # measured: 2.3 ms on an H200 for 16/32 heads and 4096 tokens, where 82 words spilled take 0.74
 # (block_v=32, parts=1); two stages take a third off fp16, but spill 8 bytes in some layers. What is
-# left: in fp32, heads of 256 spill 80 to 96 bytes a thread, and those of 96 spill 8 on sm_80.
+# left: in fp32, heads of 256 spill 72 to 88 bytes a thread, and those of 96 spill 8 on sm_90.
 _LARGE_HEADS: Final = PrefillConfig(
     block_v=32, num_warps=8, num_stages=1, use_descriptors=False, prepare_columns=64,
     inverse_precision="fp16",
@@ -133,10 +134,12 @@ class CudaTable:
         # How many heads run at once, if the longest row sets the time.
         heads = shape.num_v_heads * max(1, shape.tokens // max(1, shape.max_seqlen))
         if self.arch == 90 and self.gluon and shape.head_dim_k == shape.head_dim_v == 128:
+            group = shape.num_v_heads // shape.num_heads
             if self.invariant:
-                return replace(_HOPPER, specialized=_specialized(shape, parts=1))
-            specialized = _specialized(shape, parts=2 if heads > 66 else 1)
-            return replace(_HOPPER_CUT if heads <= 20 else _HOPPER, specialized=specialized)
+                return _specialized(group, parts=1, cut=False)
+            # one group of warps for each 64 channels while that fills the chip; 8 heads gain by
+            # being cut, and 32 by no number of segments
+            return _specialized(group, parts=2 if heads > 66 else 1, cut=heads <= 20)
         if self.invariant:
             return _HOPPER
         if heads <= 40:
@@ -163,13 +166,15 @@ class CudaTable:
         return next(config for most, config in rows if work <= most)
 
 
-def _specialized(shape: LaunchShape, *, parts: int) -> SpecializedConfig:
-    """Of heads of 128 on Hopper, with ``parts`` groups of warps that recur.
+@cache
+def _specialized(group: int, *, parts: int, cut: bool) -> PrefillConfig:
+    """Of heads of 128 on Hopper, ``group`` value heads to a key head.
 
-    One for each 64 channels while that fills the chip; beyond, two in one program, for which q and
-    k are copied once. The preparation has as many registers as let it spill none, for the value
-    heads that it takes at once.
+    Two groups of warps in one program share q and k. The preparation has as many registers as let
+    it spill none, for the value heads that it takes at once.
     """
-    if shape.num_v_heads // shape.num_heads % 4 == 0:
-        return SpecializedConfig(parts=parts, prepare_heads=4, prepare_registers=168)
-    return SpecializedConfig(parts=parts, prepare_heads=2, prepare_registers=160)
+    if group % 4 == 0:
+        specialized = SpecializedConfig(parts=parts, prepare_heads=4, prepare_registers=168)
+    else:
+        specialized = SpecializedConfig(parts=parts, prepare_heads=2, prepare_registers=160)
+    return replace(_HOPPER_CUT if cut else _HOPPER, specialized=specialized)
