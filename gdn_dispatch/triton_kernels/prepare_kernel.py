@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 
 from gdn_dispatch.triton_kernels.dots_kernel import split_decay, unit_lower_inverse
-from gdn_dispatch.triton_kernels.gates_kernel import decay_and_strength
+from gdn_dispatch.triton_kernels.gates_kernel import decay_and_strength, read_gates
 from gdn_dispatch.triton_kernels.rows_kernel import load_rows
 
 __all__ = ["prepare_kernel"]
@@ -135,15 +135,16 @@ def prepare_kernel(
     tile = t[:, None] * BT + t[None, :]
     for j in tl.range(HEADS, num_stages=1, disable_licm=True):
         head = first_head + j
-        decay, strength = decay_and_strength(
+        gates = read_gates(
             g + (first * g_token + head * g_head) + t * g_token,
             beta + (first * beta_token + head * beta_head) + t * beta_token,
             A_log,
             dt_bias,
             head,
             live,
-            BETA_IS_LOGIT,
-            NEG_EIGVAL,
+        )
+        decay, strength = decay_and_strength(
+            gates, live, A_log is not None, BETA_IS_LOGIT, NEG_EIGVAL
         )
         whole, fraction = split_decay(decay)
         whole_total = tl.sum(whole, axis=0)

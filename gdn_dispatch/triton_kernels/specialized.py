@@ -33,6 +33,7 @@ _PART = 64
 # Made once: a layout takes longer to make than the rest of a descriptor.
 _ROWS: Final = gl.NVMMASharedLayout(128, 16, 2)
 _PANELS: Final = gl.NVMMASharedLayout(64, 16, 2)
+_PANELS_OF_HEADS: Final = gl.NVMMASharedLayout(64, 16, 3)
 _FLAT: Final = gl.NVMMASharedLayout(0, 32, 1)
 
 _HALF = CHUNK // 2
@@ -43,13 +44,14 @@ _RECUR = 232
 """Registers per thread of warps that copy, and of those that recur; hardware counts in eights."""
 
 
-class _Tiles(NamedTuple):
-    """Descriptors of what both kernels take."""
+class _Shared(NamedTuple):
+    """What both kernels take."""
 
     q: TensorDescriptor
     k: TensorDescriptor
-    transform: TensorDescriptor
-    attention: TensorDescriptor
+    transform: torch.Tensor
+    attention: torch.Tensor
+    factors: torch.Tensor
 
 
 def can_specialize(inputs: PrefillInputs, out: torch.Tensor) -> bool:
@@ -87,26 +89,25 @@ def specialized_chunk_rule(
     )
     factors = torch.empty(*each, 5, CHUNK, dtype=torch.float32, device=device)
     K = inputs.k.shape[2]
-    shared = _Tiles(
-        _tokens(inputs.q, K), _tokens(inputs.k, K), _squares(transform), _squares(attention)
-    )
-    _prepare(inputs, rows, chunks, shared, factors, how)
+    shared = _Shared(_tokens(inputs.q, K), _tokens(inputs.k, K), transform, attention, factors)
+    _prepare(inputs, rows, chunks, shared, how, whole=whole)
     cut = None
     if whole:
         block_v = block_of(config.block_v, v.shape[2])
         tiles = tiles_of(inputs.q, inputs.k, v, transform, None, factors, block_v=block_v)
         prepared = Prepared(transform, factors, chunks.offsets, tiles)
         cut = split_into_segments(inputs, rows, states, prepared, config)
-    _recur(inputs, rows, chunks, states, shared, factors, cut, out, how)
+    _recur(inputs, rows, chunks, states, shared, cut, out, how)
 
 
 def _prepare(
     inputs: PrefillInputs,
     rows: Rows,
     chunks: Chunks,
-    shared: _Tiles,
-    factors: torch.Tensor,
+    shared: _Shared,
     config: SpecializedConfig,
+    *,
+    whole: bool,
 ) -> None:
     H, K = inputs.k.shape[1:]
     HV = inputs.v.shape[1]
@@ -114,13 +115,13 @@ def _prepare(
     specialized_prepare_kernel[(chunks.count * HV // heads,)](
         shared.q,
         shared.k,
-        shared.transform,
-        shared.attention,
+        _quarters_of_heads(shared.transform, heads),
+        _quarters_of_heads(shared.attention, heads),
         inputs.g,
         inputs.beta,
         inputs.A_log,
         inputs.dt_bias,
-        factors,
+        shared.factors,
         chunks.indices,
         chunks.nonempty,
         rows.starts,
@@ -134,6 +135,7 @@ def _prepare(
         BT=CHUNK,
         GROUP=HV // H,
         HEADS=heads,
+        WHOLE=whole,
         L2NORM=inputs.l2norm,
         BETA_IS_LOGIT=inputs.beta_is_logit,
         NEG_EIGVAL=inputs.allow_neg_eigval,
@@ -147,15 +149,14 @@ def _recur(
     rows: Rows,
     chunks: Chunks,
     states: States,
-    shared: _Tiles,
-    factors: torch.Tensor,
+    shared: _Shared,
     cut: Segments | None,
     out: torch.Tensor,
     config: SpecializedConfig,
 ) -> None:
     H, K = inputs.k.shape[1:]
     HV, V = inputs.v.shape[1:]
-    initial, final = states.initial, states.final
+    initial, final, factors = states.initial, states.final, shared.factors
     initial_strides = states.strides(initial)
     if cut is not None:
         initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
@@ -165,8 +166,8 @@ def _recur(
         shared.q,
         shared.k,
         _tokens(inputs.v, _PART),
-        shared.transform,
-        shared.attention,
+        _quarters(shared.transform),
+        _quarters(shared.attention),
         TensorDescriptor(factors, [factors.numel()], [1], [4 * CHUNK], _FLAT),
         TensorDescriptor(factors, [factors.numel()], [1], [_WHOLE], _FLAT),
         _tokens(out, _PART),
@@ -208,7 +209,14 @@ def _tokens(x: torch.Tensor, columns: int) -> TensorDescriptor:
     return TensorDescriptor(x, [T, heads * width], [x.stride(0), 1], block, _ROWS)
 
 
-def _squares(x: torch.Tensor) -> TensorDescriptor:
-    """Of ``[..., n, n]``: one matrix, or one quarter of one."""
+def _quarters(x: torch.Tensor) -> TensorDescriptor:
+    """Of matrices ``[..., n, n]``, or of quarters of them: a quarter."""
     n = x.shape[-1]
-    return TensorDescriptor(x, [x.numel() // n, n], [n, 1], [n, n], _PANELS)
+    return TensorDescriptor(x, [x.numel() // n, n], [n, 1], [_HALF, _HALF], _PANELS)
+
+
+def _quarters_of_heads(x: torch.Tensor, heads: int) -> TensorDescriptor:
+    """Of the same by heads, ``[HV, ..., n, n]``: the same quarter of several heads."""
+    n, each = x.shape[-1], x.stride(0)
+    shape, block = [x.shape[0], each // n, n], [heads, _HALF, _HALF]
+    return TensorDescriptor(x, shape, [each, n, 1], block, _PANELS_OF_HEADS)

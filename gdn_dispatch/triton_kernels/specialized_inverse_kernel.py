@@ -1,102 +1,91 @@
-"""The inverse of a unit triangle of 64 x 64 by four warps, for Hopper."""
+"""The inverse of a unit triangle of 64 x 64 in the registers of a warp, for Hopper."""
 
 from __future__ import annotations
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-__all__ = ["unit_lower_inverse"]
+from gdn_dispatch.triton_kernels.specialized_blocks_kernel import half, quarter_of, times
 
-
-@gluon.jit
-def half(x):
-    """As an operand of the inverse's products."""
-    return x.to(gl.float16)
+__all__ = ["keep_inverse"]
 
 
 @gluon.jit
-def times(left, right_t):
-    """Products within a warp [4, 16, 16], the right operand given transposed: it lies as it is."""
-    BLOCKS: gl.constexpr = left.type.layout
-    return mma_v2(
-        gl.convert_layout(left, gl.DotOperandLayout(0, BLOCKS, 2)),
-        gl.convert_layout(gl.permute(right_t, (0, 2, 1)), gl.DotOperandLayout(1, BLOCKS, 2)),
-        gl.zeros([4, 16, 16], gl.float32, BLOCKS),
-    )
+def transposed_of(block):
+    """By moving numbers between the lanes of a warp."""
+    return gl.convert_layout(gl.permute(block, (0, 2, 1)), block.type.layout)
 
 
 @gluon.jit
 def join_within(inverse, transposed, lower_t, i, j, B: gl.constexpr):
-    """Inverses of unit triangular blocks [4, 16, 16] of 2 B tokens, from those of B: X - X J X.
+    """Inverses of unit triangular blocks [heads, 16, 16] of 2 B tokens, from those of B: X - X J X.
 
     With every block comes its transpose, since what is a product's left operand as it lies in the
     registers of a warp is the right one of its transpose.
     """
     joint_t = gl.where((i // (2 * B) == j // (2 * B)) & (i // B != j // B), lower_t, 0.0)
-    product = half(times(half(inverse), half(joint_t)))
+    zero = gl.zeros_like(inverse)
+    product = half(times(half(inverse), half(joint_t), zero))
     return (
-        inverse - times(product, half(transposed)),
-        transposed - times(half(transposed), product),
+        inverse - times(product, half(transposed), zero),
+        transposed - times(half(transposed), product, zero),
     )
 
 
 @gluon.jit
-def unit_lower_inverse(lower, scratch, transform):
-    """``(I + strictly_lower)^-1`` [64, 64] into ``transform``.
+def inverse_of(block):
+    """``(I + strictly_lower)^-1`` of blocks [heads, 16, 16], and its transpose as an operand.
 
-    By blocks that double, as in ``dots_kernel.unit_lower_inverse``: up to 16 tokens within a warp;
-    then 32, where half of the warps need their neighbours' blocks; then 64, all warps together.
-    What ``lower`` holds on and above the diagonal is not read.
+    Their diagonals are not read; above them are zeros.
     """
-    ACC: gl.constexpr = lower.type.layout
-    BLOCKS: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [4, 1, 1], [1, 16, 8])
-    PAIRS: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [2, 2, 1], [1, 16, 8])
-    HALVES: gl.constexpr = gl.NVMMADistributedLayout([2, 0], [2, 2], [16, 8])
-    LEFT: gl.constexpr = gl.DotOperandLayout(0, HALVES, 2)
-    RIGHT: gl.constexpr = gl.DotOperandLayout(1, HALVES, 2)
-    beside, neighbours, joined, product_at = scratch
-    beside.store(half(lower))
-    block = gl.arange(0, 64, gl.SliceLayout(1, ACC))[:, None] // 16
-    other = gl.arange(0, 64, gl.SliceLayout(0, ACC))[None, :] // 16
-    diagonal = gl.sum(gl.where(block == other, lower, 0.0).reshape([64, 4, 16]), axis=1)
-    diagonal = gl.convert_layout(diagonal.reshape([4, 16, 16]), BLOCKS)
-    joint = gl.where((block == other + 1) & (block % 2 == 1), lower, 0.0)
-    joint = gl.sum(joint.reshape([64, 4, 16]), axis=1)
-    joint = gl.convert_layout(joint.reshape([4, 16, 16]), BLOCKS)
-    a = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, BLOCKS)))[None, :, None]
-    b = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, BLOCKS)))[None, None, :]
-    diagonal = gl.where(a > b, diagonal, 0.0)
-    diagonal_t = gl.convert_layout(gl.permute(half(diagonal), (0, 2, 1)), BLOCKS)
-    joint_t = gl.convert_layout(gl.permute(half(joint), (0, 2, 1)), BLOCKS)
-    pairs = a // 2 == b // 2
-    inverse = gl.where(a == b, 1.0, gl.where(pairs, -diagonal, 0.0))
-    transposed = gl.where(a == b, 1.0, gl.where(pairs, -diagonal_t.to(gl.float32), 0.0))
-    inverse, transposed = join_within(inverse, transposed, diagonal_t, a, b, 2)
-    inverse, transposed = join_within(inverse, transposed, diagonal_t, a, b, 4)
-    inverse, transposed = join_within(inverse, transposed, diagonal_t, a, b, 8)
+    BLOCKS: gl.constexpr = block.type.layout
+    i = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, BLOCKS)))[None, :, None]
+    j = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, BLOCKS)))[None, None, :]
+    block_t = transposed_of(half(block))
+    pairs = i // 2 == j // 2
+    inverse = gl.where(i == j, 1.0, gl.where(pairs, -block, 0.0))
+    transposed = gl.where(i == j, 1.0, gl.where(pairs, -block_t.to(gl.float32), 0.0))
+    inverse, transposed = join_within(inverse, transposed, block_t, i, j, 2)
+    inverse, transposed = join_within(inverse, transposed, block_t, i, j, 4)
+    inverse, transposed = join_within(inverse, transposed, block_t, i, j, 8)
+    return inverse, half(transposed)
 
-    neighbours.store(half(inverse).reshape([64, 16]))
-    product = half(times(half(inverse), joint_t)).reshape([2, 32, 16])
-    product = mma_v2(
-        gl.convert_layout(product, gl.DotOperandLayout(0, PAIRS, 2)),
-        neighbours.reshape([2, 32, 16]).slice(0, 16, 1).load(gl.DotOperandLayout(1, PAIRS, 2)),
-        gl.zeros([2, 32, 16], gl.float32, PAIRS),
-    )
-    product = gl.convert_layout(product.reshape([4, 16, 16]), BLOCKS)
-    odd = gl.arange(0, 4, gl.SliceLayout(1, gl.SliceLayout(2, BLOCKS)))[:, None, None] % 2 == 1
-    first = gl.where(odd, -product, inverse)
-    second = gl.where(odd, inverse, 0.0)
-    pair = gl.permute(gl.join(first, second), (0, 1, 3, 2)).reshape([64, 32])
-    joined.store(half(pair))
 
-    zero = gl.zeros([32, 32], gl.float32, HALVES)
-    right = beside.slice(32, 32, 0).slice(0, 32, 1).load(RIGHT)
-    product = mma_v2(joined.slice(32, 32).load(LEFT), right, zero)
-    product_at.store(half(product))
-    WIDE: gl.constexpr = pair.reshape([64, 1, 32]).type.layout
-    whole = (pair.reshape([64, 1, 32]) + gl.zeros([64, 2, 32], gl.float32, WIDE)).reshape([64, 64])
-    whole = gl.where(block // 2 == other // 2, gl.convert_layout(whole, ACC), 0.0)
-    transform.store(whole.to(transform.dtype))
-    product = mma_v2(product_at.load(LEFT), joined.slice(0, 32).load(RIGHT), zero)
-    transform.slice(32, 32, 0).slice(0, 32, 1).store((-product).to(transform.dtype))
+@gluon.jit
+def keep_inverse(diagonal, between, quarters):
+    """``(I + strictly_lower)^-1`` of [64, 64] into its quarters upper left, lower left, lower right.
+
+    By blocks that double, as in ``dots_kernel.unit_lower_inverse``: from the inverses X of two
+    blocks and what joins them, J, that of both: X, and -X J X between them.
+
+    Args:
+        diagonal: Four blocks [heads, 16, 16] on the diagonal; see ``inverse_of``.
+        between: The six blocks below, as transposed operands: (1, 0), (3, 2), (2, 0), (2, 1),
+            (3, 0), (3, 1).
+        quarters: ``[3 or more, heads, 32, 32]`` of shared memory.
+    """
+    d0, d1, d2, d3 = diagonal
+    j10, j32, j20, j21, j30, j31 = between
+    DTYPE: gl.constexpr = quarters.dtype
+    zero = gl.zeros_like(d0)
+    x0, x0_t = inverse_of(d0)
+    x1, x1_t = inverse_of(d1)
+    x10 = -times(half(times(half(x1), j10, zero)), x0_t, zero)
+    quarters.index(0).store(quarter_of(x0, zero, x10, x1, DTYPE))
+    x2, x2_t = inverse_of(d2)
+    x3, x3_t = inverse_of(d3)
+    x32 = -times(half(times(half(x3), j32, zero)), x2_t, zero)
+    quarters.index(2).store(quarter_of(x2, zero, x32, x3, DTYPE))
+    x10_t = transposed_of(half(x10))
+    x2 = half(x2)
+    x32 = half(x32)
+    x3 = half(x3)
+    p20 = half(times(x2, j20, zero))
+    p21 = half(times(x2, j21, zero))
+    p30 = half(times(x32, j20, times(x3, j30, zero)))
+    p31 = half(times(x32, j21, times(x3, j31, zero)))
+    x20 = -times(p21, x10_t, times(p20, x0_t, zero))
+    x21 = -times(p21, x1_t, zero)
+    x30 = -times(p31, x10_t, times(p30, x0_t, zero))
+    x31 = -times(p31, x1_t, zero)
+    quarters.index(1).store(quarter_of(x20, x21, x30, x31, DTYPE))

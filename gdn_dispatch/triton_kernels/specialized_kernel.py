@@ -24,7 +24,7 @@ from gdn_dispatch.triton_kernels.specialized_tiles_kernel import (
     keep_state,
     read_state,
 )
-from gdn_dispatch.triton_kernels.specialized_triangle_kernel import clear_upper
+from gdn_dispatch.triton_kernels.specialized_triangle_kernel import clear_quarter, quarters_of
 
 __all__ = ["specialized_recurrence_kernel"]
 
@@ -261,8 +261,8 @@ def specialized_recurrence_kernel(
     factors = gl.allocate_shared_memory(gl.float32, [STAGES, 4 * BT], factor_tiles.layout)
     wholes = gl.allocate_shared_memory(gl.float32, [STAGES, 32], whole_tiles.layout)
     results = gl.allocate_shared_memory(DTYPE, [PARTS, BT, 64], out_tiles.layout)
-    clear_upper(transform_tiles, transforms)
-    clear_upper(attention_tiles, scores)
+    clear_quarter(quarters_of(transforms), 2)
+    clear_quarter(quarters_of(scores), 2)
     fence_async_shared()
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
@@ -290,7 +290,7 @@ def specialized_recurrence_kernel(
     copying = (
         q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, whole_tiles,
         queries, keys, values, transforms, scores, factors, wholes, ready, done, landed,
-        token + begin, key_column, head * V + channel, chunk, tokens,
+        token + begin, key_column, head * V + channel, chunk, tokens, SEGMENTED,
     )  # fmt: skip
     shared = (buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot)
     if PARTS == 1:

@@ -6,7 +6,7 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import fence_async_shared, mbarrier, tma
 
-from gdn_dispatch.triton_kernels.specialized_triangle_kernel import bytes_of_lower, copy_lower
+from gdn_dispatch.triton_kernels.specialized_triangle_kernel import copy_lower
 
 __all__ = ["blank", "copy_chunks", "keep_rows", "keep_state", "read_state"]
 
@@ -32,7 +32,7 @@ def blank(tile, rows):
 def copy_chunks(
     q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, whole_tiles,
     queries, keys, values, transforms, scores, factors, wholes, ready, done, landed, token,
-    key_column, v_column, chunk, length,
+    key_column, v_column, chunk, length, WHOLE: gl.constexpr,
 ):  # fmt: skip
     """Chunks from device memory to shared memory, as many ahead as it holds.
 
@@ -45,8 +45,8 @@ def copy_chunks(
         q_tiles.block_type.nbytes
         + k_tiles.block_type.nbytes
         + v_tiles.block_type.nbytes * PARTS
-        + bytes_of_lower(transform_tiles, BT)
-        + bytes_of_lower(attention_tiles, BT)
+        + 3 * transform_tiles.block_type.nbytes
+        + 3 * attention_tiles.block_type.nbytes
         + factor_tiles.block_type.nbytes
         + whole_tiles.block_type.nbytes
     )
@@ -70,9 +70,9 @@ def copy_chunks(
             tma.async_copy_global_to_shared(
                 v_tiles, [first, v_column + 64 * part], bar, values.index(stage * PARTS + part)
             )
-        copy_lower(transform_tiles, chunk + i, bar, transforms, stage)
+        copy_lower(transform_tiles, chunk + i, bar, transforms, stage, WHOLE)
         tma.async_copy_global_to_shared(q_tiles, [first, key_column], bar, queries.index(stage))
-        copy_lower(attention_tiles, chunk + i, bar, scores, stage)
+        copy_lower(attention_tiles, chunk + i, bar, scores, stage, False)
         if rows < BT:
             mbarrier.wait(bar, 0)
             blank(keys.index(stage), rows)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from gdn_dispatch.triton_kernels.gates_kernel import decay_and_strength
+from gdn_dispatch.triton_kernels.gates_kernel import decay_and_strength, read_gates
 
 __all__ = ["operands_kernel"]
 
@@ -45,8 +45,9 @@ def _gates(
             beta_at = beta + token * beta_token + head * beta_head
     if beta_out is None:
         beta_at = g_at  # read by nobody
+    gates = read_gates(g_at, beta_at, A_log, dt_bias, head, live)
     decay, strength = decay_and_strength(
-        g_at, beta_at, A_log, dt_bias, head, live, BETA_IS_LOGIT, NEG_EIGVAL
+        gates, live, A_log is not None, BETA_IS_LOGIT, NEG_EIGVAL
     )
     if LINEAR:
         decay = tl.exp(decay)

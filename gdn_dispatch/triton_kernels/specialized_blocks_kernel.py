@@ -1,0 +1,118 @@
+"""Blocks of 16 x 16 tokens of a chunk, a warp to a head, for Hopper.
+
+What passes from product to product stays in the registers of a warp: no warp waits for another.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.ampere import mma_v2
+
+__all__ = ["block_layout", "half", "quarter_of", "score_between", "system_between", "times", "within"]
+
+
+@gluon.constexpr_function
+def block_layout(heads):
+    """Of blocks [heads, 16, 16]; fewer heads than warps are held more than once."""
+    return gl.NVMMADistributedLayout([2, 0], [heads, 4 // heads, 1], [1, 16, 8])
+
+
+@gluon.jit
+def half(x):
+    """As an operand of the inverse's products."""
+    return x.to(gl.float16)
+
+
+@gluon.jit
+def times(left, right_t, add):
+    """``left @ right + add``, the right operand given transposed: it lies as it is."""
+    BLOCKS: gl.constexpr = left.type.layout
+    return mma_v2(
+        gl.convert_layout(left, gl.DotOperandLayout(0, BLOCKS, 2)),
+        gl.convert_layout(gl.permute(right_t, (0, 2, 1)), gl.DotOperandLayout(1, BLOCKS, 2)),
+        add,
+    )
+
+
+@gluon.jit
+def product_at(products, row: gl.constexpr, column: gl.constexpr, BLOCKS: gl.constexpr):
+    """One block of products that all heads share, [1, 16, 16]."""
+    block = products.slice(16 * row, 16, 0).slice(16 * column, 16, 1)
+    return block.load(gl.SliceLayout(0, BLOCKS))[None, :, :]
+
+
+@gluon.jit
+def of_tokens(table, block: gl.constexpr, LAYOUT: gl.constexpr):
+    """Numbers of a block's tokens [heads, 16]."""
+    return table.slice(16 * block, 16, 1).load(LAYOUT)
+
+
+@gluon.jit
+def from_later(tables, through, later: gl.constexpr, earlier: gl.constexpr, LAYOUT: gl.constexpr):
+    """Decay of the tokens of a block since the end of an earlier one [heads, 16]."""
+    decay = of_tokens(tables.index(2), later, LAYOUT)
+    for passed in gl.static_range(earlier + 1, later):
+        decay = decay * through.slice(passed, 1, 1).load(LAYOUT)
+    return decay
+
+
+@gluon.jit
+def within(qk, kk, tables, block: gl.constexpr, HEADS: gl.constexpr):
+    """Scores and the system between the tokens of a block; 0 above the diagonal.
+
+    The diagonal of the system holds what nobody reads.
+    """
+    BLOCKS: gl.constexpr = block_layout(HEADS)
+    ROWS: gl.constexpr = gl.SliceLayout(2, BLOCKS)
+    COLUMNS: gl.constexpr = gl.SliceLayout(1, BLOCKS)
+    whole = tables.index(0)
+    fraction = tables.index(1)
+    exponent = (
+        of_tokens(whole, block, ROWS)[:, :, None] - of_tokens(whole, block, COLUMNS)[:, None, :]
+    ) + (
+        of_tokens(fraction, block, ROWS)[:, :, None]
+        - of_tokens(fraction, block, COLUMNS)[:, None, :]
+    )
+    decay = gl.exp2(exponent)
+    i = gl.arange(0, 16, gl.SliceLayout(0, ROWS))[None, :, None]
+    j = gl.arange(0, 16, gl.SliceLayout(0, COLUMNS))[None, None, :]
+    score = gl.where(i >= j, product_at(qk, block, block, BLOCKS) * decay, 0.0)
+    strength = of_tokens(tables.index(4), block, ROWS)[:, :, None]
+    system = product_at(kk, block, block, BLOCKS) * (decay * strength)
+    return score, gl.where(i >= j, system, 0.0)
+
+
+@gluon.jit
+def score_between(
+    qk, tables, through, later: gl.constexpr, earlier: gl.constexpr, HEADS: gl.constexpr
+):
+    """Scores of the tokens of a block over those of an earlier one."""
+    BLOCKS: gl.constexpr = block_layout(HEADS)
+    since = from_later(tables, through, later, earlier, gl.SliceLayout(2, BLOCKS))
+    until = of_tokens(tables.index(3), earlier, gl.SliceLayout(1, BLOCKS))
+    return product_at(qk, later, earlier, BLOCKS) * since[:, :, None] * until[:, None, :]
+
+
+@gluon.jit
+def system_between(
+    kk, tables, through, later: gl.constexpr, earlier: gl.constexpr, HEADS: gl.constexpr
+):
+    """The system between two blocks, as an operand, transposed: rows are the earlier tokens."""
+    BLOCKS: gl.constexpr = block_layout(HEADS)
+    COLUMNS: gl.constexpr = gl.SliceLayout(1, BLOCKS)
+    since = from_later(tables, through, later, earlier, COLUMNS)
+    since = since * of_tokens(tables.index(4), later, COLUMNS)
+    until = of_tokens(tables.index(3), earlier, gl.SliceLayout(2, BLOCKS))
+    # k k^T is symmetric
+    return half(product_at(kk, earlier, later, BLOCKS) * until[:, :, None] * since[:, None, :])
+
+
+@gluon.jit
+def quarter_of(upper_left, upper_right, lower_left, lower_right, DTYPE: gl.constexpr):
+    """Four blocks as one [heads, 32, 32]."""
+    HEADS: gl.constexpr = upper_left.shape[0]
+    upper = gl.join(upper_left.to(DTYPE), upper_right.to(DTYPE))
+    lower = gl.join(lower_left.to(DTYPE), lower_right.to(DTYPE))
+    both = gl.permute(gl.join(upper, lower), (0, 4, 1, 3, 2))
+    return both.reshape([HEADS, 32, 32])
