@@ -111,7 +111,11 @@ def _prepare(
 ) -> None:
     H, K = inputs.k.shape[1:]
     HV = inputs.v.shape[1]
-    heads = gcd(HV // H, config.prepare_heads)
+    group = HV // H
+    keys, heads = 1, gcd(group, config.prepare_heads)
+    if heads == group:
+        keys = gcd(H, config.prepare_keys, max(1, config.prepare_heads // heads))
+        heads *= keys
     specialized_prepare_kernel[(chunks.count * HV // heads,)](
         shared.q,
         shared.k,
@@ -133,7 +137,8 @@ def _prepare(
         H,
         K=K,
         BT=CHUNK,
-        GROUP=HV // H,
+        GROUP=group,
+        KEYS=keys,
         HEADS=heads,
         WHOLE=whole,
         L2NORM=inputs.l2norm,

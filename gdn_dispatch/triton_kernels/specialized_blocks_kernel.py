@@ -9,7 +9,16 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
-__all__ = ["block_layout", "half", "quarter_of", "score_between", "system_between", "times", "within"]
+__all__ = [
+    "block_layout",
+    "half",
+    "quarter_of",
+    "score_between",
+    "system_between",
+    "times",
+    "times_shared",
+    "within",
+]
 
 
 @gluon.constexpr_function
@@ -36,10 +45,20 @@ def times(left, right_t, add):
 
 
 @gluon.jit
-def product_at(products, row: gl.constexpr, column: gl.constexpr, BLOCKS: gl.constexpr):
-    """One block of products that all heads share, [1, 16, 16]."""
-    block = products.slice(16 * row, 16, 0).slice(16 * column, 16, 1)
-    return block.load(gl.SliceLayout(0, BLOCKS))[None, :, :]
+def times_shared(own, shared):
+    """Numbers of heads [keys * heads, m, n], times those of their key heads [keys, m, n]."""
+    KEYS: gl.constexpr = shared.shape[0]
+    HEADS: gl.constexpr = own.shape[0] // KEYS
+    LAYOUT: gl.constexpr = own.type.layout
+    wide = own.reshape([KEYS, HEADS, own.shape[1], own.shape[2]])
+    wide = wide * shared.load(gl.SliceLayout(1, wide.type.layout))[:, None, :, :]
+    return gl.convert_layout(wide.reshape([KEYS * HEADS, own.shape[1], own.shape[2]]), LAYOUT)
+
+
+@gluon.jit
+def block_of(products, row: gl.constexpr, column: gl.constexpr):
+    """One block of products [keys, 64, 64]."""
+    return products.slice(16 * row, 16, 1).slice(16 * column, 16, 2)
 
 
 @gluon.jit
@@ -77,10 +96,10 @@ def within(qk, kk, tables, block: gl.constexpr, HEADS: gl.constexpr):
     decay = gl.exp2(exponent)
     i = gl.arange(0, 16, gl.SliceLayout(0, ROWS))[None, :, None]
     j = gl.arange(0, 16, gl.SliceLayout(0, COLUMNS))[None, None, :]
-    score = gl.where(i >= j, product_at(qk, block, block, BLOCKS) * decay, 0.0)
+    score = times_shared(decay, block_of(qk, block, block))
     strength = of_tokens(tables.index(4), block, ROWS)[:, :, None]
-    system = product_at(kk, block, block, BLOCKS) * (decay * strength)
-    return score, gl.where(i >= j, system, 0.0)
+    system = times_shared(decay * strength, block_of(kk, block, block))
+    return gl.where(i >= j, score, 0.0), gl.where(i >= j, system, 0.0)
 
 
 @gluon.jit
@@ -91,7 +110,7 @@ def score_between(
     BLOCKS: gl.constexpr = block_layout(HEADS)
     since = from_later(tables, through, later, earlier, gl.SliceLayout(2, BLOCKS))
     until = of_tokens(tables.index(3), earlier, gl.SliceLayout(1, BLOCKS))
-    return product_at(qk, later, earlier, BLOCKS) * since[:, :, None] * until[:, None, :]
+    return times_shared(since[:, :, None] * until[:, None, :], block_of(qk, later, earlier))
 
 
 @gluon.jit
@@ -105,7 +124,7 @@ def system_between(
     since = since * of_tokens(tables.index(4), later, COLUMNS)
     until = of_tokens(tables.index(3), earlier, gl.SliceLayout(2, BLOCKS))
     # k k^T is symmetric
-    return half(product_at(kk, earlier, later, BLOCKS) * until[:, :, None] * since[:, None, :])
+    return half(times_shared(until[:, :, None] * since[:, None, :], block_of(kk, earlier, later)))
 
 
 @gluon.jit

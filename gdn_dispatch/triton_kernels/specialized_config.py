@@ -23,14 +23,17 @@ class SpecializedConfig:
         parts: Groups of warps that recur, 1 or 2, each over 64 channels of V.
         stages: Chunks in shared memory, 2 or 3.
         prepare_heads: Value heads that a program of the preparation prepares a chunk for, at most;
-            a power of two. They share q and k, and their products.
+            1, 2 or 4.
+        prepare_keys: Key heads that these are of, at most; 1 or 2. More than one only if a program
+            has all value heads of each.
         prepare_registers: Per thread of the preparation.
     """
 
     parts: int = 1
     stages: int = 3
-    prepare_heads: int = 2
-    prepare_registers: int = 160
+    prepare_heads: int = 4
+    prepare_keys: int = 2
+    prepare_registers: int = 168
 
 
 def gluon_is_there() -> bool:

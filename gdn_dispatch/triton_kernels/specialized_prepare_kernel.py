@@ -20,6 +20,7 @@ from gdn_dispatch.triton_kernels.specialized_blocks_kernel import (
     quarter_of,
     score_between,
     system_between,
+    times_shared,
     within,
 )
 from gdn_dispatch.triton_kernels.specialized_gates_kernel import gates_of, keep_gates
@@ -62,13 +63,14 @@ def specialized_prepare_kernel(
     K: gl.constexpr,
     BT: gl.constexpr,
     GROUP: gl.constexpr,
+    KEYS: gl.constexpr,
     HEADS: gl.constexpr,
     WHOLE: gl.constexpr,
     L2NORM: gl.constexpr,
     BETA_IS_LOGIT: gl.constexpr,
     NEG_EIGVAL: gl.constexpr,
 ):
-    """One chunk of one key head, and HEADS of the GROUP value heads that share it.
+    """One chunk of KEYS key heads, and of HEADS value heads that share them.
 
     Arguments and results are those of ``prepare_kernel``; WHOLE: transforms are kept with the
     quarter that is zero. All warps multiply q and k; then each of them has a head of its own.
@@ -78,10 +80,10 @@ def specialized_prepare_kernel(
     COLUMN: gl.constexpr = gl.SliceLayout(0, ACC)
     DTYPE: gl.constexpr = k_tiles.dtype
     HALF: gl.constexpr = BT // 2
-    PARTS: gl.constexpr = GROUP // HEADS
-    chunk = gl.program_id(0) // (H * PARTS)
-    key_head = (gl.program_id(0) // PARTS) % H
-    first_head = key_head * GROUP + gl.program_id(0) % PARTS * HEADS
+    GROUPS: gl.constexpr = (GROUP * KEYS) // HEADS  # programs for the value heads of these key heads
+    chunk = gl.program_id(0) // (H // KEYS * GROUPS)
+    first_key = (gl.program_id(0) // GROUPS) % (H // KEYS) * KEYS
+    first_head = first_key * GROUP + gl.program_id(0) % GROUPS * HEADS
     nth = gl.load(chunk_indices + 2 * chunk)
     if nth < 0:
         return
@@ -97,66 +99,74 @@ def specialized_prepare_kernel(
 
     PANELS: gl.constexpr = gl.NVMMASharedLayout(64, 16, 3)
     WIDE: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [1, 0])
+    CUBE: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [2, 1, 0])
     VECTOR: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     MATRIX: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
-    inputs = gl.allocate_shared_memory(DTYPE, [2, BT, K], k_tiles.layout)
-    queries = inputs.index(0)
-    keys = inputs.index(1)
-    norms = gl.allocate_shared_memory(gl.float32, [2, BT], VECTOR)
+    MATRICES: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0])
+    inputs = gl.allocate_shared_memory(DTYPE, [2 * KEYS, BT, K], k_tiles.layout)
+    # a product takes the place of the inputs that nobody else reads
+    products = inputs._reinterpret(gl.float32, [2 * KEYS, BT, BT], WIDE)
+    by_kind = inputs._reinterpret(gl.float32, [2, KEYS, BT, BT], MATRICES)
+    norms = gl.allocate_shared_memory(gl.float32, [2 * KEYS, BT], VECTOR)
+    norms_by_kind = norms._reinterpret(gl.float32, [2, KEYS, 4, 16], CUBE)
     tables = gl.allocate_shared_memory(gl.float32, [5, HEADS, BT], MATRIX)
     through = gl.allocate_shared_memory(gl.float32, [HEADS, 4], MATRIX)
     scores = gl.allocate_shared_memory(DTYPE, [3, HEADS, HALF, HALF], PANELS)
     ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(ready, count=1)
-    mbarrier.expect(ready, q_tiles.block_type.nbytes + k_tiles.block_type.nbytes)
-    tma.async_copy_global_to_shared(k_tiles, [token, key_head * K], ready, keys)
-    tma.async_copy_global_to_shared(q_tiles, [token, key_head * K], ready, queries)
+    mbarrier.expect(ready, KEYS * (q_tiles.block_type.nbytes + k_tiles.block_type.nbytes))
+    for n in gl.static_range(KEYS):
+        at = [token, (first_key + n) * K]
+        tma.async_copy_global_to_shared(k_tiles, at, ready, inputs.index(KEYS + n))
+        tma.async_copy_global_to_shared(q_tiles, at, ready, inputs.index(n))
     mbarrier.wait(ready, 0)
     mbarrier.invalidate(ready)
     if length < BT:
-        blank(keys, length)
-        blank(queries, length)
+        for n in gl.static_range(2 * KEYS):
+            blank(inputs.index(n), length)
         fence_async_shared()
     zero = gl.zeros([BT, BT], gl.float32, ACC)
+    keys = inputs.index(KEYS)
     kk = warpgroup_mma(keys, keys.permute((1, 0)), zero, use_acc=False, is_async=True)
-    qk = warpgroup_mma(queries, keys.permute((1, 0)), zero, use_acc=False, is_async=True)
+    qk = warpgroup_mma(inputs.index(0), keys.permute((1, 0)), zero, use_acc=False, is_async=True)
     from_start, to_end, strength = keep_gates(
         gates, length, tables, through, A_log is not None, BETA_IS_LOGIT, NEG_EIGVAL
     )
-    TOKENS: gl.constexpr = gl.SliceLayout(0, from_start.type.layout)
-    block = gl.arange(0, 4, gl.SliceLayout(1, TOKENS))[:, None]
-    t = 16 * block + gl.arange(0, 16, gl.SliceLayout(0, TOKENS))[None, :]
-    k_factor = gl.full([4, 16], 1.0, gl.float32, TOKENS)
-    q_factor = k_factor * scale
+    into_keys = from_start * strength
+    into_queries = from_start
     if L2NORM:
-        norms.index(0).store(inverse_norms(keys))
-        norms.index(1).store(inverse_norms(queries) * scale)
-        k_factor = norms.index(0).reshape([4, 16]).load(TOKENS)
-        q_factor = norms.index(1).reshape([4, 16]).load(TOKENS)
-    HEAD: gl.constexpr = gl.SliceLayout(1, gl.SliceLayout(2, from_start.type.layout))
-    heads = first_head + gl.arange(0, HEADS, HEAD)[:, None, None]
-    factors_at = factors + (heads.to(gl.int64) * chunks + chunk) * (5 * BT) + t[None, :, :]
-    gl.store(factors_at, from_start * strength * k_factor[None, :, :])
-    gl.store(factors_at + BT, from_start * q_factor[None, :, :])
-    gl.store(factors_at + 2 * BT, to_end * k_factor[None, :, :])
+        for n in gl.static_range(2 * KEYS):
+            norms.index(n).store(inverse_norms(inputs.index(n)))
+        into_keys = times_shared(into_keys, norms_by_kind.index(1))
+        into_queries = times_shared(into_queries, norms_by_kind.index(0))
+        to_end = times_shared(to_end, norms_by_kind.index(1))
+    GATES: gl.constexpr = from_start.type.layout
+    block = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(2, GATES)))[None, :, None]
+    t = 16 * block + gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, GATES)))[None, None, :]
+    heads = gl.arange(0, HEADS, gl.SliceLayout(1, gl.SliceLayout(2, GATES)))[:, None, None]
+    heads = first_head + heads
+    factors_at = factors + (heads.to(gl.int64) * chunks + chunk) * (5 * BT) + t
+    gl.store(factors_at, into_keys)
+    gl.store(factors_at + BT, into_queries * scale)
+    gl.store(factors_at + 2 * BT, to_end)
     gl.store(factors_at + 3 * BT, strength)
     # e^G_last, the first number of the fifth row
-    of_last = (t == BT - 1)[None, :, :] & (heads >= 0)
-    gl.store(factors_at + 3 * BT + 1, from_start, mask=of_last)
-    kk, qk = warpgroup_mma_wait(0, deps=(kk, qk))
-    if L2NORM:
-        k_column = norms.index(0).load(COLUMN)[None, :]
-        kk = kk * k_column * norms.index(0).load(ROW)[:, None]
-        qk = qk * k_column * norms.index(1).load(ROW)[:, None]
-    else:
-        qk = qk * scale
-
-    # q and k have been read: their products take their place, then the transforms theirs
-    products = inputs._reinterpret(gl.float32, [2, BT, BT], WIDE)
-    products.index(0).store(qk)
-    products.index(1).store(kk)
-    qk = products.index(0)
-    kk = products.index(1)
+    gl.store(factors_at + 3 * BT + 1, from_start, mask=(t == BT - 1) & (heads >= 0))
+    for n in gl.static_range(KEYS):
+        if n > 0:
+            keys = inputs.index(KEYS + n)
+            queries = inputs.index(n)
+            kk = warpgroup_mma(keys, keys.permute((1, 0)), zero, use_acc=False, is_async=True)
+            qk = warpgroup_mma(queries, keys.permute((1, 0)), zero, use_acc=False, is_async=True)
+        kk, qk = warpgroup_mma_wait(0, deps=(kk, qk))
+        if L2NORM:
+            k_column = norms.index(KEYS + n).load(COLUMN)[None, :]
+            kk = kk * k_column * norms.index(KEYS + n).load(ROW)[:, None]
+            qk = qk * k_column * norms.index(n).load(ROW)[:, None]
+        products.index(n).store(qk * scale)
+        products.index(KEYS + n).store(kk)
+    qk = by_kind.index(0)
+    kk = by_kind.index(1)
     score_0, own_0 = within(qk, kk, tables, 0, HEADS)
     score_1, own_1 = within(qk, kk, tables, 1, HEADS)
     below = score_between(qk, tables, through, 1, 0, HEADS)
@@ -186,7 +196,7 @@ def specialized_prepare_kernel(
     )
     fence_async_shared()
     keep_lower(attention_tiles, first_head, chunk, scores, False)
-    transforms = inputs._reinterpret(DTYPE, [16 // HEADS, HEADS, HALF, HALF], PANELS)
+    transforms = inputs._reinterpret(DTYPE, [16 * KEYS // HEADS, HEADS, HALF, HALF], PANELS)
     keep_inverse((own_0, own_1, own_2, own_3), between, transforms)
     if WHOLE:
         transforms.index(3).store(gl.zeros_like(left))

@@ -30,8 +30,9 @@ DIMS = Dims(1, 2, 128, 128)
 PORTABLE = PrefillConfig(inverse_precision="fp16")
 SPECIAL = [
     replace(PORTABLE, specialized=SpecializedConfig(parts=1)),
-    replace(PORTABLE, specialized=SpecializedConfig(parts=2, prepare_heads=4)),
+    replace(PORTABLE, specialized=SpecializedConfig(parts=2)),
     replace(PORTABLE, specialized=SpecializedConfig(parts=1, stages=2, prepare_heads=1)),
+    replace(PORTABLE, specialized=SpecializedConfig(parts=2, prepare_heads=2, prepare_keys=1)),
 ]
 CUT = SegmentConfig(programs=10**9, min_tokens=64, least=2, join_precision="tf32")
 BF16_ERROR = 6e-3
@@ -213,6 +214,6 @@ def test_no_bit_depends_on_how_it_is_launched(parts):
     _, states = dense(3, step.dims)
     one, other = states(), states()
     out = step.run(one)
-    step.config = replace(PORTABLE, specialized=SpecializedConfig(parts=parts, prepare_heads=4))
+    step.config = replace(PORTABLE, specialized=SpecializedConfig(parts=parts))
     assert torch.equal(step.run(other).nan_to_num(), out.nan_to_num())
     assert torch.equal(one.final, other.final)

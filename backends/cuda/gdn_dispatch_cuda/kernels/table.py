@@ -173,8 +173,5 @@ def _specialized(group: int, *, parts: int, cut: bool) -> PrefillConfig:
     Two groups of warps in one program share q and k. The preparation has as many registers as let
     it spill none, for the value heads that it takes at once.
     """
-    if group % 4 == 0:
-        specialized = SpecializedConfig(parts=parts, prepare_heads=4, prepare_registers=168)
-    else:
-        specialized = SpecializedConfig(parts=parts, prepare_heads=2, prepare_registers=160)
+    specialized = SpecializedConfig(parts=parts)
     return replace(_HOPPER_CUT if cut else _HOPPER, specialized=specialized)
