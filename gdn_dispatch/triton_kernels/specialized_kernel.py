@@ -204,6 +204,8 @@ def specialized_recurrence_kernel(
     sequence = row.to(gl.int64)
     length = (gl.load(cu_seqlens + row + 1) - gl.load(cu_seqlens + row)).to(gl.int32)
     token = gl.load(starts + row).to(gl.int32)
+    # here, since a load that waits for what follows would be waited for by every program
+    first_chunk = gl.load(chunk_offsets + row).to(gl.int32)
     channel = block * (64 * PARTS)
     end = length
     live = length >= begin
@@ -285,7 +287,7 @@ def specialized_recurrence_kernel(
     checkpointing = (checkpoint_offsets, checkpoint_slots, checkpoint, checkpoints)
     finally_ = (final, final_slots, final_slot, final_v, final_k, destination)
     key_column = head // GROUP * K
-    chunk = head * chunks + gl.load(chunk_offsets + row).to(gl.int32) + begin // BT
+    chunk = head * chunks + first_chunk + begin // BT
     whose = (token + begin, tokens, end, head, channel, live & (end == length))
     copying = (
         q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, whole_tiles,
