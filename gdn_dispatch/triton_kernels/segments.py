@@ -31,6 +31,7 @@ __all__ = [
     "Segments",
     "block_of",
     "segment_tokens",
+    "size_of_segments",
     "split_into_segments",
 ]
 
@@ -93,6 +94,16 @@ def segment_tokens(config: SegmentConfig, *, tokens: int, max_seqlen: int, progr
     return size if max_seqlen > (config.least - 1) * size else 0
 
 
+def size_of_segments(inputs: PrefillInputs, rows: Rows, config: PrefillConfig) -> int:
+    """Tokens per segment of the rows of a prefill group, or 0: they are not cut."""
+    how = config.segments
+    if how is None:
+        return 0
+    T, HV, V = inputs.v.shape
+    programs = triton.cdiv(V, block_of(config.block_v, V)) * HV
+    return segment_tokens(how, tokens=T, max_seqlen=rows.max_seqlen, programs=programs)
+
+
 class Prepared(NamedTuple):
     """What ``prepare_kernel`` leaves.
 
@@ -115,7 +126,7 @@ def split_into_segments(
     prepared: Prepared,
     config: PrefillConfig,
 ) -> Segments | None:
-    """Cut the rows of a prefill group, or return None where that is not worth it.
+    """Cut the rows of a prefill group, or return None where ``size_of_segments`` is 0.
 
     Args:
         inputs, rows, states: As for ``chunk_rule``; ``states`` is only read.
@@ -123,17 +134,14 @@ def split_into_segments(
         config: When to cut, and how to launch.
     """
     how = config.segments
-    if how is None:
+    size = size_of_segments(inputs, rows, config)
+    if how is None or size == 0:
         return None
     transform, factors, chunk_offsets, tiles = prepared
     k, v = inputs.k, inputs.v
-    T, H, K = k.shape
+    H, K = k.shape[1:]
     HV, V = v.shape[1:]
     block_v = block_of(config.block_v, V)
-    programs = triton.cdiv(V, block_v) * HV
-    size = segment_tokens(how, tokens=T, max_seqlen=rows.max_seqlen, programs=programs)
-    if size == 0:
-        return None
     longest = rows.max_seqlen
     if rows.chunks is not None and is_capturing(v.device):
         longest = max(longest, rows.chunks.count * CHUNK)  # as long as a row of a replay may be

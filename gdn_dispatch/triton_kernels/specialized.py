@@ -14,7 +14,12 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gdn_dispatch.triton_kernels.rule_tensors import CHUNK, PrefillInputs, States
-from gdn_dispatch.triton_kernels.segments import Prepared, block_of, split_into_segments
+from gdn_dispatch.triton_kernels.segments import (
+    Prepared,
+    block_of,
+    size_of_segments,
+    split_into_segments,
+)
 from gdn_dispatch.triton_kernels.specialized_kernel import specialized_recurrence_kernel
 from gdn_dispatch.triton_kernels.specialized_prepare_kernel import specialized_prepare_kernel
 from gdn_dispatch.triton_kernels.tiles import tiles_of
@@ -82,7 +87,8 @@ def specialized_chunk_rule(
     v = inputs.v
     HV, device = v.shape[1], v.device
     each = (HV, chunks.count)
-    whole = config.segments is not None  # segments read the transform as their own kernels do
+    # segments read transforms as the portable kernels keep them
+    whole = size_of_segments(inputs, rows, config) > 0
     transform, attention = (
         torch.empty(*each, *size, dtype=v.dtype, device=device)
         for size in ((CHUNK, CHUNK) if whole else (3, _HALF, _HALF), (3, _HALF, _HALF))

@@ -30,6 +30,7 @@ from gdn_dispatch.triton_kernels.specialized_triangle_kernel import keep_lower
 
 __all__ = ["specialized_prepare_kernel"]
 
+
 @gluon.jit
 def inverse_norms(tile):
     """``1 / sqrt(sum x^2 + 1e-6)`` of the rows of a tile."""
@@ -80,7 +81,9 @@ def specialized_prepare_kernel(
     COLUMN: gl.constexpr = gl.SliceLayout(0, ACC)
     DTYPE: gl.constexpr = k_tiles.dtype
     HALF: gl.constexpr = BT // 2
-    GROUPS: gl.constexpr = (GROUP * KEYS) // HEADS  # programs for the value heads of these key heads
+    GROUPS: gl.constexpr = (
+        GROUP * KEYS
+    ) // HEADS  # programs for the value heads of these key heads
     chunk = gl.program_id(0) // (H // KEYS * GROUPS)
     first_key = (gl.program_id(0) // GROUPS) % (H // KEYS) * KEYS
     first_head = first_key * GROUP + gl.program_id(0) % GROUPS * HEADS
@@ -172,11 +175,13 @@ def specialized_prepare_kernel(
     below = score_between(qk, tables, through, 1, 0, HEADS)
     nothing = gl.zeros_like(below)
     scores.index(0).store(quarter_of(score_0, nothing, below, score_1, DTYPE))
-    gl.thread_barrier()
+    gl.thread_barrier()  # here and below: or the assembler begins so much at once that it spills
     score_0, own_2 = within(qk, kk, tables, 2, HEADS)
     score_1, own_3 = within(qk, kk, tables, 3, HEADS)
     below = score_between(qk, tables, through, 3, 2, HEADS)
     scores.index(2).store(quarter_of(score_0, nothing, below, score_1, DTYPE))
+    if WHOLE:
+        gl.thread_barrier()
     left = quarter_of(
         score_between(qk, tables, through, 2, 0, HEADS),
         score_between(qk, tables, through, 2, 1, HEADS),

@@ -90,6 +90,16 @@ def test_heads(heads, l2norm, config):
     check_rows(step, out, first, final, tolerance=BF16_ERROR)
 
 
+@pytest.mark.parametrize("config", SPECIAL)
+def test_rows_too_short_to_cut(config):
+    # what is prepared for segments is laid out otherwise
+    step = bf16_step([200, 64, 1])
+    first, states = dense(3)
+    config = replace(config, segments=SegmentConfig(min_tokens=512))
+    out, final = agree(step, states, config)
+    check_rows(step, out, first, final, tolerance=BF16_ERROR)
+
+
 @pytest.mark.parametrize("segments", [None, CUT], ids=["whole", "segments"])
 @pytest.mark.parametrize("config", SPECIAL)
 @pytest.mark.parametrize("state_v_first", [True, False])

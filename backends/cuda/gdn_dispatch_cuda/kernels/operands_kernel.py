@@ -46,9 +46,7 @@ def _gates(
     if beta_out is None:
         beta_at = g_at  # read by nobody
     gates = read_gates(g_at, beta_at, A_log, dt_bias, head, live)
-    decay, strength = decay_and_strength(
-        gates, live, A_log is not None, BETA_IS_LOGIT, NEG_EIGVAL
-    )
+    decay, strength = decay_and_strength(gates, live, A_log is not None, BETA_IS_LOGIT, NEG_EIGVAL)
     if LINEAR:
         decay = tl.exp(decay)
     else:
