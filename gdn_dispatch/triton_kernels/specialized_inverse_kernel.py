@@ -53,7 +53,7 @@ def inverse_of(block):
 
 @gluon.jit
 def keep_inverse(diagonal, between, quarters):
-    """``(I + strictly_lower)^-1`` of [64, 64] into its quarters upper left, lower left, lower right.
+    """``(I + strictly_lower)^-1`` of [64, 64] into its upper left, lower left and lower right.
 
     By blocks that double, as in ``dots_kernel.unit_lower_inverse``: from the inverses X of two
     blocks and what joins them, J, that of both: X, and -X J X between them.
@@ -73,7 +73,7 @@ def keep_inverse(diagonal, between, quarters):
     x10 = -times(half(times(half(x1), j10, zero)), x0_t, zero)
     quarters.index(0).store(quarter_of(x0, zero, x10, x1, DTYPE))
     x2, x2_t = inverse_of(d2)
-    x3, x3_t = inverse_of(d3)
+    x3, _ = inverse_of(d3)
     x32 = -times(half(times(half(x3), j32, zero)), x2_t, zero)
     quarters.index(2).store(quarter_of(x2, zero, x32, x3, DTYPE))
     x10_t = transposed_of(half(x10))
