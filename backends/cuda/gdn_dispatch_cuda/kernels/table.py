@@ -134,12 +134,11 @@ class CudaTable:
         # How many heads run at once, if the longest row sets the time.
         heads = shape.num_v_heads * max(1, shape.tokens // max(1, shape.max_seqlen))
         if self.arch == 90 and self.gluon and shape.head_dim_k == shape.head_dim_v == 128:
-            group = shape.num_v_heads // shape.num_heads
             if self.invariant:
-                return _specialized(group, parts=1, cut=False)
+                return _specialized(parts=1, cut=False)
             # one group of warps for each 64 channels while that fills the chip; 8 heads gain by
             # being cut, and 32 by no number of segments
-            return _specialized(group, parts=2 if heads > 66 else 1, cut=heads <= 20)
+            return _specialized(parts=2 if heads > 66 else 1, cut=heads <= 20)
         if self.invariant:
             return _HOPPER
         if heads <= 40:
@@ -167,11 +166,7 @@ class CudaTable:
 
 
 @cache
-def _specialized(group: int, *, parts: int, cut: bool) -> PrefillConfig:
-    """Of heads of 128 on Hopper, ``group`` value heads to a key head.
-
-    Two groups of warps in one program share q and k. The preparation has as many registers as let
-    it spill none, for the value heads that it takes at once.
-    """
+def _specialized(*, parts: int, cut: bool) -> PrefillConfig:
+    """Of heads of 128 on Hopper. Two groups of warps in one program share q and k."""
     specialized = SpecializedConfig(parts=parts)
     return replace(_HOPPER_CUT if cut else _HOPPER, specialized=specialized)
