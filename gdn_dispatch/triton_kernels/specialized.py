@@ -119,7 +119,7 @@ def _prepare(
     HV = inputs.v.shape[1]
     group = HV // H
     keys, heads = 1, gcd(group, config.prepare_heads)
-    if heads == group:
+    if heads == group:  # then the value heads of several key heads lie side by side
         keys = gcd(H, config.prepare_keys, max(1, config.prepare_heads // heads))
         heads *= keys
     specialized_prepare_kernel[(chunks.count * HV // heads,)](

@@ -1,7 +1,7 @@
 """What a chunk needs that no state enters, for Hopper: ``prepare_kernel`` in Gluon.
 
-The same numbers from fewer registers and instructions: operands and results pass through shared
-memory by the copy engine, and no product waits for operands to move between lanes.
+The same numbers but for rounding, from fewer registers and instructions: inputs and results pass
+through shared memory by the copy engine, and what lies between them stays in a warp.
 """
 
 from __future__ import annotations
@@ -81,12 +81,11 @@ def specialized_prepare_kernel(
     COLUMN: gl.constexpr = gl.SliceLayout(0, ACC)
     DTYPE: gl.constexpr = k_tiles.dtype
     HALF: gl.constexpr = BT // 2
-    GROUPS: gl.constexpr = (
-        GROUP * KEYS
-    ) // HEADS  # programs for the value heads of these key heads
-    chunk = gl.program_id(0) // (H // KEYS * GROUPS)
-    first_key = (gl.program_id(0) // GROUPS) % (H // KEYS) * KEYS
-    first_head = first_key * GROUP + gl.program_id(0) % GROUPS * HEADS
+    # programs for all value heads of these key heads
+    PARTS: gl.constexpr = GROUP * KEYS // HEADS
+    chunk = gl.program_id(0) // (H // KEYS * PARTS)
+    first_key = (gl.program_id(0) // PARTS) % (H // KEYS) * KEYS
+    first_head = first_key * GROUP + gl.program_id(0) % PARTS * HEADS
     nth = gl.load(chunk_indices + 2 * chunk)
     if nth < 0:
         return
@@ -95,6 +94,7 @@ def specialized_prepare_kernel(
     length = (gl.load(cu_seqlens + row + 1) - gl.load(cu_seqlens + row)).to(gl.int32) - offset
     token = gl.load(starts + row).to(gl.int32) + offset
 
+    # under way before the copies, and waited for after them
     gates = gates_of(
         g, beta, A_log, dt_bias, g_token, g_head, beta_token, beta_head, token, length, first_head,
         HEADS,
