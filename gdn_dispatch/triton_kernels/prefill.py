@@ -23,6 +23,7 @@ from gdn_dispatch.triton_kernels.segments import (
     Prepared,
     SegmentConfig,
     block_of,
+    size_of_segments,
     split_into_segments,
 )
 from gdn_dispatch.triton_kernels.tiles import Tiles, tiles_of
@@ -173,10 +174,9 @@ def chunk_rule(
             inputs.q, inputs.k, inputs.v, transform, attention, factors, block_v=block_v
         )
     cut = None
-    if config.segments is not None:
-        cut = split_into_segments(
-            inputs, rows, states, Prepared(transform, factors, chunks.offsets, tiles), config
-        )
+    if size := size_of_segments(inputs, rows, config):
+        prepared = Prepared(transform, factors, chunks.offsets, tiles)
+        cut = split_into_segments(inputs, rows, states, prepared, config, size)
     segments = 1 if cut is None else cut.count
     if cut is None:
         initial, initial_strides = states.initial, states.strides(states.initial)

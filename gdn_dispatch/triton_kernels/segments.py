@@ -125,18 +125,19 @@ def split_into_segments(
     states: States,
     prepared: Prepared,
     config: PrefillConfig,
-) -> Segments | None:
-    """Cut the rows of a prefill group, or return None where ``size_of_segments`` is 0.
+    size: int,
+) -> Segments:
+    """Cut the rows of a prefill group.
 
     Args:
         inputs, rows, states: As for ``chunk_rule``; ``states`` is only read.
         prepared: What does not depend on the state.
-        config: When to cut, and how to launch.
+        config: How to launch.
+        size: What ``size_of_segments`` returns, if not 0.
     """
     how = config.segments
-    size = size_of_segments(inputs, rows, config)
-    if how is None or size == 0:
-        return None
+    if how is None:
+        raise ValueError("split_into_segments wants PrefillConfig.segments")
     transform, factors, chunk_offsets, tiles = prepared
     k, v = inputs.k, inputs.v
     H, K = k.shape[1:]

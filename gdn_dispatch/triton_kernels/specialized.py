@@ -87,8 +87,8 @@ def specialized_chunk_rule(
     v = inputs.v
     HV, device = v.shape[1], v.device
     each = (HV, chunks.count)
-    # segments read transforms as the portable kernels keep them
-    whole = size_of_segments(inputs, rows, config) > 0
+    size = size_of_segments(inputs, rows, config)
+    whole = size > 0  # segments read transforms as the portable kernels keep them
     transform, attention = (
         torch.empty(*each, *size, dtype=v.dtype, device=device)
         for size in ((CHUNK, CHUNK) if whole else (3, _HALF, _HALF), (3, _HALF, _HALF))
@@ -102,7 +102,7 @@ def specialized_chunk_rule(
         block_v = block_of(config.block_v, v.shape[2])
         tiles = tiles_of(inputs.q, inputs.k, v, transform, None, factors, block_v=block_v)
         prepared = Prepared(transform, factors, chunks.offsets, tiles)
-        cut = split_into_segments(inputs, rows, states, prepared, config)
+        cut = split_into_segments(inputs, rows, states, prepared, config, size)
     _recur(inputs, rows, chunks, states, shared, cut, out, how)
 
 

@@ -1,6 +1,6 @@
 """Blocks of 16 x 16 tokens of a chunk, a warp to a head, for Hopper.
 
-What passes from product to product stays in the registers of a warp: no warp waits for another.
+What passes from product to product stays in the registers of a warp.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 __all__ = [
-    "block_layout",
     "half",
     "quarter_of",
     "score_between",

@@ -27,7 +27,7 @@ class SpecializedConfig:
         prepare_keys: Key heads that these are of, at most; 1 or 2. More than one only if a program
             has all value heads of each.
         prepare_registers: Per thread of the preparation: as many as let three programs share a
-            multiprocessor, and none spill.
+            multiprocessor, where shared memory does, and none spill.
     """
 
     parts: int = 1

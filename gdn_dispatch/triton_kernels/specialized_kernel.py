@@ -204,7 +204,7 @@ def specialized_recurrence_kernel(
     sequence = row.to(gl.int64)
     length = (gl.load(cu_seqlens + row + 1) - gl.load(cu_seqlens + row)).to(gl.int32)
     token = gl.load(starts + row).to(gl.int32)
-    # here, since a load that waits for what follows would be waited for by every program
+    # beside the other loads: what follows may wait for a slot
     first_chunk = gl.load(chunk_offsets + row).to(gl.int32)
     channel = block * (64 * PARTS)
     end = length

@@ -6,11 +6,9 @@ import pytest
 import torch
 from gdn_dispatch_ascend import providers
 from gdn_dispatch_ascend.meta import AscendChunkMeta, build_chunk_meta
-from gdn_dispatch_ascend.providers import operators
 
 import gdn_dispatch
 from backends.ascend.tests import definitions
-from backends.ascend.tests import operators_played as played
 from gdn_dispatch import Available, BackendInfo, Capability, Feature, hookimpl
 from gdn_dispatch.config import read
 from gdn_dispatch.errors import MetadataError, UnsupportedRequestError
@@ -45,18 +43,13 @@ class Plugin:
 
 
 @pytest.fixture
-def calls(monkeypatch):
-    found = []
-    monkeypatch.setattr(operators, "installed_version", {"torch-npu": "2.13.0"}.get)
-    monkeypatch.setattr(operators, "loaded", lambda: True)
-    monkeypatch.setattr(operators, "DEVICE_TYPES", ("cpu",))
+def calls(calls):
     before = dispatch.active_registry(), dispatch.active_config()
-    with played.registered(played.CHUNK, played.RECURRENT, bodies=played.bodies(found)):
-        config = read({})
-        registry = load(config, entry_points=[])
-        registry.register(Plugin(), "ascend")
-        dispatch.install(registry, config)
-        yield found
+    config = read({})
+    registry = load(config, entry_points=[])
+    registry.register(Plugin(), "ascend")
+    dispatch.install(registry, config)
+    yield calls
     dispatch.install(*before)
 
 
