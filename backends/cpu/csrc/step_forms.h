@@ -114,7 +114,7 @@ struct RowsOfK {
         }
     }
 
-    static GDN_INLINE void step(const Rows &from, const Rows &to, bool from_memory, int64_t K,
+    static GDN_INLINE void step(const Rows &from, const Rows &to, bool, int64_t K,
                                 const Token<N> &token, Floats (&output)[N]) {
         const int64_t vectors = K / kLanes;
         const Row key(token.key);
@@ -128,9 +128,9 @@ struct RowsOfK {
             for (int i = 0; i < kLanes; ++i) {
                 float *next = to.data + (n * kLanes + i) * to.row;
                 const Floats change = keep(splat(d[i]));
-                // The rows behind these, or the next head's, from a cache: an update has loads to
-                // spare. States from memory lose by it.
-                if (old && !from_memory)
+                // The rows behind these, or the next head's: an update has loads to spare, and
+                // hardware prefetchers stop where a page ends, which is every eighth row.
+                if (old)
                     GDN_UNROLL
                     for (int64_t k = 0; k < Width; ++k)
                         __builtin_prefetch(old + (kLanes + i) * from.row + k * kLanes, 0, 3);
