@@ -129,7 +129,7 @@ def kernel_us(run: Any) -> dict[str, float]:
 
 def check(quick: bool) -> None:
     """Errors of output and final state, worst over rows; and that no two runs differ."""
-    segments = SegmentConfig(programs=10**6, min_tokens=128, least=2)
+    segments = SegmentConfig(programs=10**6, min_tokens=128, price=1.0)
     precise = {"precision": "tf32x3", "inverse_precision": "tf32x3", "block_v": 64, "num_stages": 1}
     cases = [
         (torch.bfloat16, DEFAULT, "64/4"),

@@ -23,6 +23,7 @@ from gdn_dispatch.triton_kernels.segments import (
     Prepared,
     SegmentConfig,
     block_of,
+    portable_pass,
     size_of_segments,
     split_into_segments,
 )
@@ -64,8 +65,7 @@ class PrefillConfig:
             also "fp16" (operands rounded to fp16; for bf16 and fp16 inputs; the fastest) and
             "bf16x3" (slower, 16 bits). fp32 inputs want "tf32x3".
         specialized: How to launch Hopper's kernels of specialised warps, or None: never. They take
-            the calls they can (``specialized.can_specialize``); ``block_v``, ``num_warps`` and
-            ``num_stages`` are then those of the segments alone.
+            the calls they can (``specialized.can_specialize``).
         segments: How to cut rows into segments, or None: never. What a row is given then does not
             depend on the rows beside it.
     """
@@ -174,9 +174,10 @@ def chunk_rule(
             inputs.q, inputs.k, inputs.v, transform, attention, factors, block_v=block_v
         )
     cut = None
-    if size := size_of_segments(inputs, rows, config):
+    if config.segments is not None and (size := size_of_segments(inputs, rows, config)):
         prepared = Prepared(transform, factors, chunks.offsets, tiles)
-        cut = split_into_segments(inputs, rows, states, prepared, config, size)
+        run_pass = portable_pass(inputs, rows, states, prepared, config, size)
+        cut = split_into_segments(inputs, rows, config.segments, size, run_pass)
     segments = 1 if cut is None else cut.count
     if cut is None:
         initial, initial_strides = states.initial, states.strides(states.initial)

@@ -92,6 +92,13 @@ class States:
             slots.pad_slot,
         )
 
+    def read_arguments(self) -> tuple[torch.Tensor | int | None, ...]:
+        """What says where a row's state is read, as kernels take it, and how many there are."""
+        slots, count = self.slots, 0 if self.initial is None else self.initial.shape[0]
+        if slots is None:
+            return None, None, None, -1, count
+        return slots.write, slots.read, slots.has_initial_state, slots.pad_slot, count
+
     def slot_strides(self) -> tuple[int, int]:
         """Strides of the slots to write and to read."""
         if self.slots is None:

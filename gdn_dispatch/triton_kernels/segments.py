@@ -10,7 +10,7 @@ where the device would otherwise stand idle.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 import triton
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
 __all__ = [
     "Prepared",
     "SegmentConfig",
+    "SegmentPass",
     "Segments",
     "block_of",
+    "portable_pass",
     "segment_tokens",
     "size_of_segments",
     "split_into_segments",
@@ -44,15 +46,17 @@ class SegmentConfig:
         programs: Programs of the recurrence that fill the device; segments are made as long as
             that allows.
         min_tokens: Shortest segment, a multiple of 64.
-        least: Fewest segments of the longest row that make cutting worth its price.
-        num_stages: Of the pass over segments; the rest as for the recurrence.
+        price: What cutting costs in time per segment, as multiples of the time without.
+        fixed_tokens: What it costs besides, as the tokens that run through meanwhile.
+        num_stages: Of the portable pass over segments; the rest as for the recurrence.
         join_block_v, join_warps: Of the pass that joins them.
         join_precision: Of its products, whose operands are fp32.
     """
 
     programs: int = 264
     min_tokens: int = 512
-    least: int = 4
+    price: float = 3.0
+    fixed_tokens: int = 0
     num_stages: int = 3
     join_block_v: int = 16
     join_warps: int = 4
@@ -91,7 +95,7 @@ def segment_tokens(config: SegmentConfig, *, tokens: int, max_seqlen: int, progr
     # whole segments: one too many, however short, is waited for by all
     share = tokens // max(1, config.programs // programs)
     size = max(config.min_tokens, -(-share // CHUNK) * CHUNK)
-    return size if max_seqlen > (config.least - 1) * size else 0
+    return size if max_seqlen > config.price * size + config.fixed_tokens else 0
 
 
 def size_of_segments(inputs: PrefillInputs, rows: Rows, config: PrefillConfig) -> int:
@@ -102,6 +106,63 @@ def size_of_segments(inputs: PrefillInputs, rows: Rows, config: PrefillConfig) -
     T, HV, V = inputs.v.shape
     programs = triton.cdiv(V, block_of(config.block_v, V)) * HV
     return segment_tokens(how, tokens=T, max_seqlen=rows.max_seqlen, programs=programs)
+
+
+class SegmentPass(Protocol):
+    """The pass over segments: what each leaves of a state, except the last of a row."""
+
+    def __call__(self, states: torch.Tensor, transfers: torch.Tensor, count: int) -> None:
+        """Write L of segment i to ``states[i + 1]`` and M to ``transfers[i]``.
+
+        The first segment of a row starts from what the row does, which goes to ``states[i]``, and
+        is not followed by an M.
+
+        Args:
+            states: ``[n * count, HV, V, K]`` fp32.
+            transfers: ``[n * count, HV, K, K]`` fp32.
+            count: Segments per row to launch for.
+        """
+
+
+def split_into_segments(
+    inputs: PrefillInputs, rows: Rows, how: SegmentConfig, size: int, run_pass: SegmentPass
+) -> Segments:
+    """Cut the rows of a prefill group.
+
+    Args:
+        inputs, rows: As for ``chunk_rule``.
+        how: How to launch what joins the segments.
+        size: What ``size_of_segments`` returns, if not 0.
+        run_pass: What the segments leave.
+    """
+    v = inputs.v
+    K = inputs.k.shape[2]
+    HV, V = v.shape[1:]
+    longest = rows.max_seqlen
+    if rows.chunks is not None and is_capturing(v.device):
+        longest = max(longest, rows.chunks.count * CHUNK)  # as long as a row of a replay may be
+    count = triton.cdiv(longest, size)
+    n = rows.num_seqs
+    states = torch.empty(n * count, HV, V, K, dtype=torch.float32, device=v.device)
+    transfers = torch.empty(n * count, HV, K, K, dtype=torch.float32, device=v.device)
+    run_pass(states, transfers, count)
+    join_block_v = block_of(how.join_block_v, V)
+    join_segments_kernel[(triton.cdiv(V, join_block_v) * HV * n,)](
+        states,
+        transfers,
+        rows.sequences,
+        rows.cu_seqlens,
+        size,
+        count,
+        HV,
+        K=K,
+        V=V,
+        BK=max(16, triton.next_power_of_2(K)),
+        BV=join_block_v,
+        PRECISION=how.join_precision,
+        num_warps=how.join_warps,
+    )
+    return Segments(size, count, states)
 
 
 class Prepared(NamedTuple):
@@ -119,94 +180,61 @@ class Prepared(NamedTuple):
     tiles: Tiles | None
 
 
-def split_into_segments(
+def portable_pass(
     inputs: PrefillInputs,
     rows: Rows,
-    states: States,
+    given: States,
     prepared: Prepared,
     config: PrefillConfig,
     size: int,
-) -> Segments:
-    """Cut the rows of a prefill group.
-
-    Args:
-        inputs, rows, states: As for ``chunk_rule``; ``states`` is only read.
-        prepared: What does not depend on the state.
-        config: How to launch.
-        size: What ``size_of_segments`` returns, if not 0.
-    """
-    how = config.segments
-    if how is None:
-        raise ValueError("split_into_segments wants PrefillConfig.segments")
+) -> SegmentPass:
+    """The pass by ``segment_kernel``; arguments as for ``chunk_rule``, ``given`` is only read."""
     transform, factors, chunk_offsets, tiles = prepared
     k, v = inputs.k, inputs.v
     H, K = k.shape[1:]
     HV, V = v.shape[1:]
     block_v = block_of(config.block_v, V)
-    longest = rows.max_seqlen
-    if rows.chunks is not None and is_capturing(v.device):
-        longest = max(longest, rows.chunks.count * CHUNK)  # as long as a row of a replay may be
-    count = triton.cdiv(longest, size)
-    n = rows.num_seqs
-    before = torch.empty(n * count, HV, V, K, dtype=torch.float32, device=v.device)
-    transfers = torch.empty(n * count, HV, K, K, dtype=torch.float32, device=v.device)
-    slots = states.slots
-    padded_k = max(16, triton.next_power_of_2(K))
     blocks = triton.cdiv(V, block_v) + triton.cdiv(K, block_v)
-    segment_kernel[(blocks * HV * n * count,)](
-        k,
-        v,
-        transform,
-        None if tiles is None else tiles.k,
-        None if tiles is None else tiles.v,
-        None if tiles is None else tiles.transform,
-        None if tiles is None else tiles.factors,
-        factors,
-        states.initial,
-        before,
-        transfers,
-        rows.sequences,
-        rows.starts,
-        rows.cu_seqlens,
-        chunk_offsets,
-        None if slots is None else slots.write,
-        None if slots is None else slots.read,
-        None if slots is None else slots.has_initial_state,
-        -1 if slots is None else slots.pad_slot,
-        0 if states.initial is None else states.initial.shape[0],
-        transform.shape[1],
-        size,
-        count,
-        *k.stride()[:2],
-        *v.stride()[:2],
-        *states.slot_strides(),
-        *states.strides(states.initial),
-        HV,
-        GROUP=HV // H,
-        K=K,
-        V=V,
-        BK=padded_k,
-        BV=block_v,
-        BT=CHUNK,
-        DESCRIPTORS=tiles is not None,
-        PRECISION=config.precision,
-        STAGES=how.num_stages,
-        num_warps=config.num_warps,
-    )
-    join_block_v = block_of(how.join_block_v, V)
-    join_segments_kernel[(triton.cdiv(V, join_block_v) * HV * n,)](
-        before,
-        transfers,
-        rows.sequences,
-        rows.cu_seqlens,
-        size,
-        count,
-        HV,
-        K=K,
-        V=V,
-        BK=padded_k,
-        BV=join_block_v,
-        PRECISION=how.join_precision,
-        num_warps=how.join_warps,
-    )
-    return Segments(size, count, before)
+    how = config.segments
+    if how is None:
+        raise ValueError("portable_pass wants PrefillConfig.segments")
+
+    def run_pass(states: torch.Tensor, transfers: torch.Tensor, count: int) -> None:
+        segment_kernel[(blocks * HV * rows.num_seqs * count,)](
+            k,
+            v,
+            transform,
+            None if tiles is None else tiles.k,
+            None if tiles is None else tiles.v,
+            None if tiles is None else tiles.transform,
+            None if tiles is None else tiles.factors,
+            factors,
+            given.initial,
+            states,
+            transfers,
+            rows.sequences,
+            rows.starts,
+            rows.cu_seqlens,
+            chunk_offsets,
+            *given.read_arguments(),
+            transform.shape[1],
+            size,
+            count,
+            *k.stride()[:2],
+            *v.stride()[:2],
+            *given.slot_strides(),
+            *given.strides(given.initial),
+            HV,
+            GROUP=HV // H,
+            K=K,
+            V=V,
+            BK=max(16, triton.next_power_of_2(K)),
+            BV=block_v,
+            BT=CHUNK,
+            DESCRIPTORS=tiles is not None,
+            PRECISION=config.precision,
+            STAGES=how.num_stages,
+            num_warps=config.num_warps,
+        )
+
+    return run_pass

@@ -10,24 +10,20 @@ from math import gcd
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
+import triton
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gdn_dispatch.triton_kernels.rule_tensors import CHUNK, PrefillInputs, States
-from gdn_dispatch.triton_kernels.segments import (
-    Prepared,
-    block_of,
-    size_of_segments,
-    split_into_segments,
-)
+from gdn_dispatch.triton_kernels.segments import size_of_segments, split_into_segments
 from gdn_dispatch.triton_kernels.specialized_kernel import specialized_recurrence_kernel
 from gdn_dispatch.triton_kernels.specialized_prepare_kernel import specialized_prepare_kernel
-from gdn_dispatch.triton_kernels.tiles import tiles_of
+from gdn_dispatch.triton_kernels.specialized_segments_kernel import specialized_segment_kernel
 
 if TYPE_CHECKING:
     from gdn_dispatch.triton_kernels.prefill import PrefillConfig
     from gdn_dispatch.triton_kernels.rows import Chunks, Rows
-    from gdn_dispatch.triton_kernels.segments import Segments
+    from gdn_dispatch.triton_kernels.segments import SegmentPass, Segments
     from gdn_dispatch.triton_kernels.specialized_config import SpecializedConfig
 
 __all__ = ["can_specialize", "specialized_chunk_rule"]
@@ -47,6 +43,9 @@ _WHOLE = 32
 _COPY = 40
 _RECUR = 232
 """Registers per thread of warps that copy, and of those that recur; hardware counts in eights."""
+_SEGMENT_STAGES = 3
+_SEGMENT_REGISTERS = 128
+"""Of the pass over segments, whose programs share a multiprocessor: two of eight warps each."""
 
 
 class _Shared(NamedTuple):
@@ -85,24 +84,18 @@ def specialized_chunk_rule(
     if how is None:
         raise ValueError("specialized_chunk_rule wants PrefillConfig.specialized")
     v = inputs.v
-    HV, device = v.shape[1], v.device
-    each = (HV, chunks.count)
-    size = size_of_segments(inputs, rows, config)
-    whole = size > 0  # segments read transforms as the portable kernels keep them
+    each = (v.shape[1], chunks.count)
     transform, attention = (
-        torch.empty(*each, *size, dtype=v.dtype, device=device)
-        for size in ((CHUNK, CHUNK) if whole else (3, _HALF, _HALF), (3, _HALF, _HALF))
+        torch.empty(*each, 3, _HALF, _HALF, dtype=v.dtype, device=v.device) for _ in range(2)
     )
-    factors = torch.empty(*each, 5, CHUNK, dtype=torch.float32, device=device)
+    factors = torch.empty(*each, 5, CHUNK, dtype=torch.float32, device=v.device)
     K = inputs.k.shape[2]
     shared = _Shared(_tokens(inputs.q, K), _tokens(inputs.k, K), transform, attention, factors)
-    _prepare(inputs, rows, chunks, shared, how, whole=whole)
+    _prepare(inputs, rows, chunks, shared, how)
     cut = None
-    if whole:
-        block_v = block_of(config.block_v, v.shape[2])
-        tiles = tiles_of(inputs.q, inputs.k, v, transform, None, factors, block_v=block_v)
-        prepared = Prepared(transform, factors, chunks.offsets, tiles)
-        cut = split_into_segments(inputs, rows, states, prepared, config, size)
+    if config.segments is not None and (size := size_of_segments(inputs, rows, config)):
+        run_pass = _segment_pass(inputs, rows, chunks, states, shared, size)
+        cut = split_into_segments(inputs, rows, config.segments, size, run_pass)
     _recur(inputs, rows, chunks, states, shared, cut, out, how)
 
 
@@ -112,21 +105,20 @@ def _prepare(
     chunks: Chunks,
     shared: _Shared,
     config: SpecializedConfig,
-    *,
-    whole: bool,
 ) -> None:
     H, K = inputs.k.shape[1:]
     HV = inputs.v.shape[1]
     group = HV // H
-    keys, heads = 1, gcd(group, config.prepare_heads)
+    keys, heads = 1, min(config.prepare_heads, triton.next_power_of_2(group))
     if heads == group:  # then the value heads of several key heads lie side by side
-        keys = gcd(H, config.prepare_keys, max(1, config.prepare_heads // heads))
+        keys = gcd(H, config.prepare_keys, config.prepare_heads // heads)
         heads *= keys
-    specialized_prepare_kernel[(chunks.count * HV // heads,)](
+    parts = triton.cdiv(group * keys, heads)
+    specialized_prepare_kernel[(chunks.count * (H // keys) * parts,)](
         shared.q,
         shared.k,
-        _quarters_of_heads(shared.transform, heads),
-        _quarters_of_heads(shared.attention, heads),
+        _quarters_of_heads(shared.transform, heads, group),
+        _quarters_of_heads(shared.attention, heads, group),
         inputs.g,
         inputs.beta,
         inputs.A_log,
@@ -146,13 +138,53 @@ def _prepare(
         GROUP=group,
         KEYS=keys,
         HEADS=heads,
-        WHOLE=whole,
         L2NORM=inputs.l2norm,
         BETA_IS_LOGIT=inputs.beta_is_logit,
         NEG_EIGVAL=inputs.allow_neg_eigval,
         num_warps=4,
         maxnreg=config.prepare_registers,
     )
+
+
+def _segment_pass(
+    inputs: PrefillInputs, rows: Rows, chunks: Chunks, states: States, shared: _Shared, size: int
+) -> SegmentPass:
+    H, K = inputs.k.shape[1:]
+    HV, V = inputs.v.shape[1:]
+
+    def run_pass(before: torch.Tensor, transfers: torch.Tensor, count: int) -> None:
+        blocks = (count - 1) * (V // _PART) + (count - 2) * (K // _PART)
+        specialized_segment_kernel[(blocks * HV * rows.num_seqs,)](
+            shared.k,
+            _tokens(inputs.v, _PART),
+            _quarters(shared.transform),
+            *_factors(shared.factors),
+            states.initial,
+            before,
+            transfers,
+            rows.sequences,
+            rows.starts,
+            rows.cu_seqlens,
+            chunks.offsets,
+            *states.read_arguments(),
+            chunks.count,
+            size,
+            count,
+            rows.num_seqs,
+            *states.slot_strides(),
+            *states.strides(states.initial),
+            HV,
+            GROUP=HV // H,
+            K=K,
+            V=V,
+            BT=CHUNK,
+            STAGES=_SEGMENT_STAGES,
+            COPY_REGISTERS=_COPY,
+            num_warps=4,
+            maxnreg=_SEGMENT_REGISTERS,
+        )
+
+    return run_pass
 
 
 def _recur(
@@ -167,7 +199,7 @@ def _recur(
 ) -> None:
     H, K = inputs.k.shape[1:]
     HV, V = inputs.v.shape[1:]
-    initial, final, factors = states.initial, states.final, shared.factors
+    initial, final = states.initial, states.final
     initial_strides = states.strides(initial)
     if cut is not None:
         initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
@@ -179,8 +211,7 @@ def _recur(
         _tokens(inputs.v, _PART),
         _quarters(shared.transform),
         _quarters(shared.attention),
-        TensorDescriptor(factors, [factors.numel()], [1], [4 * CHUNK], _FLAT),
-        TensorDescriptor(factors, [factors.numel()], [1], [_WHOLE], _FLAT),
+        *_factors(shared.factors),
         _tokens(out, _PART),
         out,
         initial,
@@ -220,14 +251,26 @@ def _tokens(x: torch.Tensor, columns: int) -> TensorDescriptor:
     return TensorDescriptor(x, [T, heads * width], [x.stride(0), 1], block, _ROWS)
 
 
+def _factors(x: torch.Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
+    """Of a chunk's factors: four a token, and the one of the chunk."""
+    return tuple(TensorDescriptor(x, [x.numel()], [1], [n], _FLAT) for n in (4 * CHUNK, _WHOLE))
+
+
 def _quarters(x: torch.Tensor) -> TensorDescriptor:
     """Of matrices ``[..., n, n]``, or of quarters of them: a quarter."""
     n = x.shape[-1]
     return TensorDescriptor(x, [x.numel() // n, n], [n, 1], [_HALF, _HALF], _PANELS)
 
 
-def _quarters_of_heads(x: torch.Tensor, heads: int) -> TensorDescriptor:
-    """Of the same by heads, ``[HV, ..., n, n]``: the same quarter of several heads."""
+def _quarters_of_heads(x: torch.Tensor, heads: int, group: int) -> TensorDescriptor:
+    """Of the same by heads, ``[HV, ..., n, n]``: the same quarter of several heads.
+
+    Where these may be more than are left of a key head's, matrices of all key heads lie one below
+    the other instead: those of a key head's first value head, of its second and so on side by side.
+    """
     n, each = x.shape[-1], x.stride(0)
-    shape, block = [x.shape[0], each // n, n], [heads, _HALF, _HALF]
-    return TensorDescriptor(x, shape, [each, n, 1], block, _PANELS_OF_HEADS)
+    count, rows = x.shape[0], each // n
+    if heads % group and group % heads:
+        count, rows = group, (x.shape[0] - group + 1) * rows
+    block = [heads, _HALF, _HALF]
+    return TensorDescriptor(x, [count, rows, n], [each, n, 1], block, _PANELS_OF_HEADS)

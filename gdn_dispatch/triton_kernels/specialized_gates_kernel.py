@@ -41,11 +41,12 @@ def lines():
 @gluon.jit
 def gates_of(
     g, beta, A_log, dt_bias, g_token, g_head, beta_token, beta_head, token, length, first_head,
-    HEADS: gl.constexpr,
+    live_heads, HEADS: gl.constexpr,
 ):  # fmt: skip
-    """What ``read_gates`` returns of a chunk, [heads, tokens]."""
+    """What ``read_gates`` returns of a chunk, [heads, tokens]; dead heads repeat a live one."""
     t = gl.arange(0, 64, gl.SliceLayout(0, lines()))[None, :]
-    head = first_head + gl.arange(0, HEADS, gl.SliceLayout(1, lines()))[:, None]
+    head = gl.arange(0, HEADS, gl.SliceLayout(1, lines()))[:, None]
+    head = first_head + gl.minimum(head, live_heads - 1)
     at = token.to(gl.int64)
     wide = head.to(gl.int64)
     return read_gates(

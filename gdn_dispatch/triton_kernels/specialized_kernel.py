@@ -292,7 +292,7 @@ def specialized_recurrence_kernel(
     copying = (
         q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, whole_tiles,
         queries, keys, values, transforms, scores, factors, wholes, ready, done, landed,
-        token + begin, key_column, head * V + channel, chunk, tokens, SEGMENTED,
+        token + begin, key_column, head * V + channel, chunk, tokens,
     )  # fmt: skip
     shared = (buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot)
     if PARTS == 1:

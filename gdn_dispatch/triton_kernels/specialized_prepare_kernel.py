@@ -66,15 +66,15 @@ def specialized_prepare_kernel(
     GROUP: gl.constexpr,
     KEYS: gl.constexpr,
     HEADS: gl.constexpr,
-    WHOLE: gl.constexpr,
     L2NORM: gl.constexpr,
     BETA_IS_LOGIT: gl.constexpr,
     NEG_EIGVAL: gl.constexpr,
 ):
     """One chunk of KEYS key heads, and of HEADS value heads that share them.
 
-    Arguments and results are those of ``prepare_kernel``; WHOLE: transforms are kept with the
-    quarter that is zero. All warps multiply q and k; then each of them has a head of its own.
+    Arguments and results are those of ``prepare_kernel``, but of matrices without the quarter that
+    is zero. All warps multiply q and k; then each of them has a head of its own, or, where there
+    are fewer, repeats the last one, and what it makes is not kept.
     """
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BT, 16])
     ROW: gl.constexpr = gl.SliceLayout(1, ACC)
@@ -82,10 +82,19 @@ def specialized_prepare_kernel(
     DTYPE: gl.constexpr = k_tiles.dtype
     HALF: gl.constexpr = BT // 2
     # programs for all value heads of these key heads
-    PARTS: gl.constexpr = GROUP * KEYS // HEADS
+    PARTS: gl.constexpr = (GROUP * KEYS + HEADS - 1) // HEADS
+    ALL_LIVE: gl.constexpr = PARTS * HEADS == GROUP * KEYS
     chunk = gl.program_id(0) // (H // KEYS * PARTS)
     first_key = (gl.program_id(0) // PARTS) % (H // KEYS) * KEYS
     first_head = first_key * GROUP + gl.program_id(0) % PARTS * HEADS
+    live_heads = HEADS
+    # where matrices are kept; by key head, so that none is kept of what would be the next one's
+    place = first_head
+    matrix = chunk
+    if not ALL_LIVE:
+        place = gl.program_id(0) % PARTS * HEADS
+        matrix = first_key * GROUP * chunks + chunk
+        live_heads = gl.minimum(HEADS, GROUP - place)
     nth = gl.load(chunk_indices + 2 * chunk)
     if nth < 0:
         return
@@ -97,7 +106,7 @@ def specialized_prepare_kernel(
     # under way before the copies, and waited for after them
     gates = gates_of(
         g, beta, A_log, dt_bias, g_token, g_head, beta_token, beta_head, token, length, first_head,
-        HEADS,
+        live_heads, HEADS,
     )  # fmt: skip
 
     PANELS: gl.constexpr = gl.NVMMASharedLayout(64, 16, 3)
@@ -147,6 +156,8 @@ def specialized_prepare_kernel(
     block = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(2, GATES)))[None, :, None]
     t = 16 * block + gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, GATES)))[None, None, :]
     heads = gl.arange(0, HEADS, gl.SliceLayout(1, gl.SliceLayout(2, GATES)))[:, None, None]
+    if not ALL_LIVE:
+        heads = gl.minimum(heads, live_heads - 1)
     heads = first_head + heads
     factors_at = factors + (heads.to(gl.int64) * chunks + chunk) * (5 * BT) + t
     gl.store(factors_at, into_keys)
@@ -180,8 +191,6 @@ def specialized_prepare_kernel(
     score_1, own_3 = within(qk, kk, tables, 3, HEADS)
     below = score_between(qk, tables, through, 3, 2, HEADS)
     scores.index(2).store(quarter_of(score_0, nothing, below, score_1, DTYPE))
-    if WHOLE:
-        gl.thread_barrier()
     left = quarter_of(
         score_between(qk, tables, through, 2, 0, HEADS),
         score_between(qk, tables, through, 2, 1, HEADS),
@@ -200,11 +209,9 @@ def specialized_prepare_kernel(
         system_between(kk, tables, through, 3, 1, HEADS),
     )
     fence_async_shared()
-    keep_lower(attention_tiles, first_head, chunk, scores, False)
+    keep_lower(attention_tiles, place, matrix, scores)
     transforms = inputs._reinterpret(DTYPE, [16 * KEYS // HEADS, HEADS, HALF, HALF], PANELS)
     keep_inverse((own_0, own_1, own_2, own_3), between, transforms)
-    if WHOLE:
-        transforms.index(3).store(gl.zeros_like(left))
     fence_async_shared()
-    keep_lower(transform_tiles, first_head, chunk, transforms, WHOLE)
+    keep_lower(transform_tiles, place, matrix, transforms)
     tma.store_wait(0)

@@ -32,21 +32,22 @@ def blank(tile, rows):
 def copy_chunks(
     q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, whole_tiles,
     queries, keys, values, transforms, scores, factors, wholes, ready, done, landed, token,
-    key_column, v_column, chunk, length, WHOLE: gl.constexpr,
+    key_column, v_column, chunk, length,
 ):  # fmt: skip
     """Chunks from device memory to shared memory, as many ahead as it holds.
 
+    Without queries and scores where ``q_tiles`` is None.
+
     What the last one has of another sequence is blanked: factors of zero do not undo a NaN.
     """
-    STAGES: gl.constexpr = queries.shape[0]
+    STAGES: gl.constexpr = keys.shape[0]
     PARTS: gl.constexpr = values.shape[0] // STAGES
-    BT: gl.constexpr = queries.shape[1]
+    BT: gl.constexpr = keys.shape[1]
+    # q is as large as k, and scores are as large as transforms
+    MATRICES: gl.constexpr = k_tiles.block_type.nbytes + 3 * transform_tiles.block_type.nbytes
     SIZE: gl.constexpr = (
-        q_tiles.block_type.nbytes
-        + k_tiles.block_type.nbytes
+        MATRICES * (1 if q_tiles is None else 2)
         + v_tiles.block_type.nbytes * PARTS
-        + 3 * transform_tiles.block_type.nbytes
-        + 3 * attention_tiles.block_type.nbytes
         + factor_tiles.block_type.nbytes
         + whole_tiles.block_type.nbytes
     )
@@ -70,9 +71,10 @@ def copy_chunks(
             tma.async_copy_global_to_shared(
                 v_tiles, [first, v_column + 64 * part], bar, values.index(stage * PARTS + part)
             )
-        copy_lower(transform_tiles, chunk + i, bar, transforms, stage, WHOLE)
-        tma.async_copy_global_to_shared(q_tiles, [first, key_column], bar, queries.index(stage))
-        copy_lower(attention_tiles, chunk + i, bar, scores, stage, False)
+        copy_lower(transform_tiles, chunk + i, bar, transforms, stage)
+        if q_tiles is not None:
+            tma.async_copy_global_to_shared(q_tiles, [first, key_column], bar, queries.index(stage))
+            copy_lower(attention_tiles, chunk + i, bar, scores, stage)
         if rows < BT:
             mbarrier.wait(bar, 0)
             blank(keys.index(stage), rows)

@@ -1,8 +1,8 @@
 """Lower triangular matrices between memories: without the quarter that is zero.
 
-A matrix of a chunk lies in shared memory as four quarters, one after the other; a product's operand
-as upper and lower left, upper and lower right. In device memory either all of it lies row by row
-(``WHOLE``), or three quarters do: upper left, lower left, lower right.
+A matrix of a chunk lies in shared memory as four quarters, one after the other; a product's
+operand as upper and lower left, upper and lower right. In device memory three lie one below the other:
+upper left, lower left, lower right.
 """
 
 from __future__ import annotations
@@ -34,29 +34,19 @@ def clear_quarter(quarters, nth: gl.constexpr):
 
 
 @gluon.jit
-def place_of(number, q: gl.constexpr, HALF: gl.constexpr, WHOLE: gl.constexpr):
-    """Where quarter ``q`` of matrix ``number`` is in device memory; 3 is the one of zeros."""
-    if WHOLE:
-        return (2 * number + (q == 1 or q == 2)) * HALF, q // 2 * HALF
-    else:
-        return (3 * number + q) * HALF, 0
-
-
-@gluon.jit
-def copy_lower(tiles, number, bar, matrices, place, WHOLE: gl.constexpr):
+def copy_lower(tiles, number, bar, matrices, place):
     """Copy matrix ``number`` to ``matrices[place]``, an operand."""
     HALF: gl.constexpr = matrices.shape[1] // 2
     quarters = quarters_of(matrices)
     for q in gl.static_range(3):
         at = quarters.index(4 * place + q + q // 2)
-        row, column = place_of(number, q, HALF, WHOLE)
-        tma.async_copy_global_to_shared(tiles, [row, column], bar, at)
+        tma.async_copy_global_to_shared(tiles, [(3 * number + q) * HALF, 0], bar, at)
 
 
 @gluon.jit
-def keep_lower(tiles, first_head, chunk, quarters, WHOLE: gl.constexpr):
-    """Copy a chunk's matrices of several heads, ``quarters [3 or 4, heads, half, half]``."""
+def keep_lower(tiles, first_head, number, quarters):
+    """Copy matrix ``number`` of several heads, ``quarters [3 or more, heads, half, half]``."""
     HALF: gl.constexpr = quarters.shape[2]
-    for q in gl.static_range(4 if WHOLE else 3):
-        row, column = place_of(chunk, q, HALF, WHOLE)
-        tma.async_copy_shared_to_global(tiles, [first_head, row, column], quarters.index(q))
+    for q in gl.static_range(3):
+        at = [first_head, (3 * number + q) * HALF, 0]
+        tma.async_copy_shared_to_global(tiles, at, quarters.index(q))

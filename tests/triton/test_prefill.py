@@ -17,7 +17,7 @@ from tests.triton.prefill_inputs import PRECISE, check, slots_of, step_of
 SMALL = Dims(1, 2, 16, 32)
 TOLERANCE = 2e-6
 SEGMENTS = SegmentConfig(
-    programs=10**9, min_tokens=64, least=2, num_stages=1, join_precision="ieee"
+    programs=10**9, min_tokens=64, price=1.0, num_stages=1, join_precision="ieee"
 )
 CUT = replace(PRECISE, segments=SEGMENTS)
 IN_PARTS = replace(PRECISE, block_v=16, prepare_columns=16, parts=8)
@@ -224,12 +224,14 @@ def test_a_reset_forgets_all_and_nothing_else():
     check(as_kv(final[0]), exact_state, TOLERANCE)
 
 
-@pytest.mark.parametrize("beta", [1.0, 2.0])
-def test_keys_that_are_nearly_the_same(beta):
+# With beta = 2 every step is nearly a reflection, and rounding grows: to 7e-6 .. 1e-4 in fp32, by
+# the order in which the interpreter's BLAS adds (its kernels for SkylakeX .. for Haswell).
+@pytest.mark.parametrize(("beta", "tolerance"), [(1.0, 1e-5), (1.5, 1e-5), (2.0, 5e-4)])
+def test_keys_that_are_nearly_the_same(beta, tolerance):
     step = step_of([140], SMALL, gates=no_gates, correlated=True)
     step.inputs.beta[:140] = beta
     final = torch.full((1, 2, 32, 16), torch.nan)
-    check_rows(step, step.run(States(final=final)), None, final, tolerance=1e-5)
+    check_rows(step, step.run(States(final=final)), None, final, tolerance=tolerance)
 
 
 @pytest.mark.parametrize("inverse_precision", ["ieee", "fp16"])
@@ -290,7 +292,7 @@ def test_views_of_a_convolution(descriptors):
 
 
 def test_segments_only_where_they_pay():
-    config = SegmentConfig(programs=264, min_tokens=512, least=4)
+    config = SegmentConfig(programs=264, min_tokens=512, price=3.0)
     assert segment_tokens(config, tokens=32768, max_seqlen=32768, programs=16) == 2048
     assert segment_tokens(config, tokens=32768, max_seqlen=32768, programs=128) == 0
     assert segment_tokens(config, tokens=1024, max_seqlen=1024, programs=16) == 0

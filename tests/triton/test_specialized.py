@@ -34,7 +34,7 @@ SPECIAL = [
     replace(PORTABLE, specialized=SpecializedConfig(parts=1, stages=2, prepare_heads=1)),
     replace(PORTABLE, specialized=SpecializedConfig(parts=2, prepare_heads=2, prepare_keys=1)),
 ]
-CUT = SegmentConfig(programs=10**9, min_tokens=64, least=2, join_precision="tf32")
+CUT = SegmentConfig(programs=10**9, min_tokens=64, price=1.0, join_precision="tf32")
 BF16_ERROR = 6e-3
 SAME = 3e-4
 """Of a bf16 output: a few numbers round to the other side."""
@@ -81,7 +81,7 @@ def test_lengths(length, config):
 
 @pytest.mark.parametrize("config", SPECIAL)
 @pytest.mark.parametrize("l2norm", [True, False])
-@pytest.mark.parametrize("heads", [(1, 1), (2, 2), (1, 4), (1, 8), (2, 4), (1, 3)])
+@pytest.mark.parametrize("heads", [(1, 1), (2, 2), (1, 4), (1, 8), (2, 4), (2, 6), (2, 10)])
 def test_heads(heads, l2norm, config):
     dims = Dims(*heads, 128, 128)
     step = bf16_step([70, 0, 3, 64], dims, l2norm=l2norm)

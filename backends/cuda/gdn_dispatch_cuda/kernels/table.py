@@ -57,6 +57,7 @@ _HOPPER_WIDE: Final = replace(_HOPPER, block_v=128, num_warps=8, late_reads=True
 _BLACKWELL: Final = replace(_HOPPER, num_warps=8, prepare_columns=32)
 _SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
 _HOPPER_CUT: Final = replace(_HOPPER, segments=_SEGMENTS)
+_SPECIALIZED_CUT: Final = replace(_HOPPER, segments=replace(_SEGMENTS, price=1.8, fixed_tokens=768))
 _HOPPER_WIDE_CUT: Final = replace(_HOPPER_WIDE, segments=_SEGMENTS)
 
 # (most rows * HV, config), ascending. The last part of a config is for states with values last.
@@ -136,9 +137,9 @@ class CudaTable:
         if self.arch == 90 and self.gluon and shape.head_dim_k == shape.head_dim_v == 128:
             if self.invariant:
                 return _specialized(parts=1, cut=False)
-            # one group of warps for each 64 channels while that fills the chip; 8 heads gain by
-            # being cut, and 32 by no number of segments
-            return _specialized(parts=2 if heads > 66 else 1, cut=heads <= 20)
+            # one group of warps for each 64 channels while that fills the chip; segments as long
+            # as half a row and more where that leaves half of it idle
+            return _specialized(parts=2 if heads > 66 else 1, cut=heads <= 33)
         if self.invariant:
             return _HOPPER
         if heads <= 40:
@@ -169,4 +170,4 @@ class CudaTable:
 def _specialized(*, parts: int, cut: bool) -> PrefillConfig:
     """Of heads of 128 on Hopper. Two groups of warps in one program share q and k."""
     specialized = SpecializedConfig(parts=parts)
-    return replace(_HOPPER_CUT if cut else _HOPPER, specialized=specialized)
+    return replace(_SPECIALIZED_CUT if cut else _HOPPER, specialized=specialized)
