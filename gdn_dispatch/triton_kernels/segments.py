@@ -111,7 +111,7 @@ def size_of_segments(inputs: PrefillInputs, rows: Rows, config: PrefillConfig) -
 class SegmentPass(Protocol):
     """The pass over segments: what each leaves of a state, except the last of a row."""
 
-    def __call__(self, states: torch.Tensor, transfers: torch.Tensor, count: int) -> None:
+    def __call__(self, states: torch.Tensor, transfers: torch.Tensor, count: int, /) -> None:
         """Write L of segment i to ``states[i + 1]`` and M to ``transfers[i]``.
 
         The first segment of a row starts from what the row does, which goes to ``states[i]``, and

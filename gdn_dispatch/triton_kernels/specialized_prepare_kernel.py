@@ -119,11 +119,14 @@ def specialized_prepare_kernel(
     # a product takes the place of the inputs that nobody else reads
     products = inputs._reinterpret(gl.float32, [2 * KEYS, BT, BT], WIDE)
     by_kind = inputs._reinterpret(gl.float32, [2, KEYS, BT, BT], MATRICES)
-    norms = gl.allocate_shared_memory(gl.float32, [2 * KEYS, BT], VECTOR)
-    norms_by_kind = norms._reinterpret(gl.float32, [2, KEYS, 4, 16], CUBE)
     tables = gl.allocate_shared_memory(gl.float32, [5, HEADS, BT], MATRIX)
     through = gl.allocate_shared_memory(gl.float32, [HEADS, 4], MATRIX)
-    scores = gl.allocate_shared_memory(DTYPE, [3, HEADS, HALF, HALF], PANELS)
+    # matrices take the place of products, once nobody reads these any more; until then there is
+    # room for two quarters, and before that for the norms
+    quarters = inputs._reinterpret(DTYPE, [16 * KEYS // HEADS, HEADS, HALF, HALF], PANELS)
+    scores = gl.allocate_shared_memory(DTYPE, [2, HEADS, HALF, HALF], PANELS)
+    norms = scores._reinterpret(gl.float32, [16 * HEADS, BT], VECTOR)
+    norms_by_kind = scores._reinterpret(gl.float32, [16 * HEADS // KEYS, KEYS, 4, 16], CUBE)
     ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(ready, count=1)
     mbarrier.expect(ready, KEYS * (q_tiles.block_type.nbytes + k_tiles.block_type.nbytes))
@@ -186,11 +189,11 @@ def specialized_prepare_kernel(
     below = score_between(qk, tables, through, 1, 0, HEADS)
     nothing = gl.zeros_like(below)
     scores.index(0).store(quarter_of(score_0, nothing, below, score_1, DTYPE))
-    gl.thread_barrier()  # here and below: or the assembler begins so much at once that it spills
+    gl.thread_barrier()  # or the assembler begins so much at once that it spills
     score_0, own_2 = within(qk, kk, tables, 2, HEADS)
     score_1, own_3 = within(qk, kk, tables, 3, HEADS)
     below = score_between(qk, tables, through, 3, 2, HEADS)
-    scores.index(2).store(quarter_of(score_0, nothing, below, score_1, DTYPE))
+    scores.index(1).store(quarter_of(score_0, nothing, below, score_1, DTYPE))
     left = quarter_of(
         score_between(qk, tables, through, 2, 0, HEADS),
         score_between(qk, tables, through, 2, 1, HEADS),
@@ -198,8 +201,6 @@ def specialized_prepare_kernel(
         score_between(qk, tables, through, 3, 1, HEADS),
         DTYPE,
     )
-    scores.index(1).store(left)
-    gl.thread_barrier()
     between = (
         system_between(kk, tables, through, 1, 0, HEADS),
         system_between(kk, tables, through, 3, 2, HEADS),
@@ -208,10 +209,12 @@ def specialized_prepare_kernel(
         system_between(kk, tables, through, 3, 0, HEADS),
         system_between(kk, tables, through, 3, 1, HEADS),
     )
+    quarters.index(3).store(left)
     fence_async_shared()
-    keep_lower(attention_tiles, place, matrix, scores)
-    transforms = inputs._reinterpret(DTYPE, [16 * KEYS // HEADS, HEADS, HALF, HALF], PANELS)
-    keep_inverse((own_0, own_1, own_2, own_3), between, transforms)
+    keep_lower(attention_tiles, place, matrix, scores.index(0), quarters.index(3), scores.index(1))
+    keep_inverse((own_0, own_1, own_2, own_3), between, quarters)
     fence_async_shared()
-    keep_lower(transform_tiles, place, matrix, transforms)
+    keep_lower(
+        transform_tiles, place, matrix, quarters.index(0), quarters.index(1), quarters.index(2)
+    )
     tma.store_wait(0)

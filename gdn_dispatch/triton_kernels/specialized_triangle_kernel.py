@@ -1,8 +1,8 @@
 """Lower triangular matrices between memories: without the quarter that is zero.
 
 A matrix of a chunk lies in shared memory as four quarters, one after the other; a product's
-operand as upper and lower left, upper and lower right. In device memory three lie one below the other:
-upper left, lower left, lower right.
+operand as upper and lower left, upper and lower right. In device memory three lie one below the
+other: upper left, lower left, lower right.
 """
 
 from __future__ import annotations
@@ -44,9 +44,10 @@ def copy_lower(tiles, number, bar, matrices, place):
 
 
 @gluon.jit
-def keep_lower(tiles, first_head, number, quarters):
-    """Copy matrix ``number`` of several heads, ``quarters [3 or more, heads, half, half]``."""
-    HALF: gl.constexpr = quarters.shape[2]
-    for q in gl.static_range(3):
-        at = [first_head, (3 * number + q) * HALF, 0]
-        tma.async_copy_shared_to_global(tiles, at, quarters.index(q))
+def keep_lower(tiles, first_head, number, upper_left, lower_left, lower_right):
+    """Copy matrix ``number`` of several heads, quarters ``[heads, half, half]``."""
+    HALF: gl.constexpr = upper_left.shape[1]
+    row = 3 * number * HALF
+    tma.async_copy_shared_to_global(tiles, [first_head, row, 0], upper_left)
+    tma.async_copy_shared_to_global(tiles, [first_head, row + HALF, 0], lower_left)
+    tma.async_copy_shared_to_global(tiles, [first_head, row + 2 * HALF, 0], lower_right)
