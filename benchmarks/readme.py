@@ -235,8 +235,8 @@ def gpu_section() -> str:
         f"{header['date'][:10]}; bf16, K = V = 128. x: the other's time over that",
         "of `cuda`. Prefill and decode: replays of a CUDA graph; layers: eager, with host work.",
         "FlashInfer and FlashQLA with context parallelism. `gdn-dispatch bench --suite h200` with",
-        "`--part prefill --heads 2/8 --heads 16/32 --heads 16/64`, `--part layer`, and",
-        "`--part decode --part steps`.",
+        "`--part prefill`, `--part layer`, and `--part decode --part steps`. Runs of prefill:",
+        f"{header['commit']}.",
     ]
     return "\n".join(lines) + "\n"
 

@@ -47,7 +47,7 @@ class SegmentConfig:
             that allows.
         min_tokens: Shortest segment, a multiple of 64.
         price: What cutting costs in time per segment, as multiples of the time without.
-        fixed_tokens: What it costs besides, as the tokens that run through meanwhile.
+        fixed_tokens: What it costs besides for every row, as the tokens that run through meanwhile.
         num_stages: Of the portable pass over segments; the rest as for the recurrence.
         join_block_v, join_warps: Of the pass that joins them.
         join_precision: Of its products, whose operands are fp32.
@@ -83,19 +83,23 @@ def block_of(block: int, width: int) -> int:
     return min(block, max(16, int(triton.next_power_of_2(width))))
 
 
-def segment_tokens(config: SegmentConfig, *, tokens: int, max_seqlen: int, programs: int) -> int:
+def segment_tokens(
+    config: SegmentConfig, *, tokens: int, max_seqlen: int, programs: int, rows: int
+) -> int:
     """Tokens per segment, or 0: not worth it.
 
     Args:
         config: When to cut.
         tokens: Of all rows.
         max_seqlen: Of the longest row.
+        rows: How many there are.
         programs: Of the recurrence, per row.
     """
     # whole segments: one too many, however short, is waited for by all
     share = tokens // max(1, config.programs // programs)
     size = max(config.min_tokens, -(-share // CHUNK) * CHUNK)
-    return size if max_seqlen > config.price * size + config.fixed_tokens else 0
+    cost = config.price * size + config.fixed_tokens * rows
+    return size if max_seqlen > cost else 0
 
 
 def size_of_segments(inputs: PrefillInputs, rows: Rows, config: PrefillConfig) -> int:
@@ -105,7 +109,9 @@ def size_of_segments(inputs: PrefillInputs, rows: Rows, config: PrefillConfig) -
         return 0
     T, HV, V = inputs.v.shape
     programs = triton.cdiv(V, block_of(config.block_v, V)) * HV
-    return segment_tokens(how, tokens=T, max_seqlen=rows.max_seqlen, programs=programs)
+    return segment_tokens(
+        how, tokens=T, max_seqlen=rows.max_seqlen, programs=programs, rows=rows.num_seqs
+    )
 
 
 class SegmentPass(Protocol):

@@ -293,9 +293,17 @@ def test_views_of_a_convolution(descriptors):
 
 def test_segments_only_where_they_pay():
     config = SegmentConfig(programs=264, min_tokens=512, price=3.0)
-    assert segment_tokens(config, tokens=32768, max_seqlen=32768, programs=16) == 2048
-    assert segment_tokens(config, tokens=32768, max_seqlen=32768, programs=128) == 0
-    assert segment_tokens(config, tokens=1024, max_seqlen=1024, programs=16) == 0
+    alone = {"programs": 16, "rows": 1}
+    assert segment_tokens(config, tokens=32768, max_seqlen=32768, **alone) == 2048
+    assert segment_tokens(config, tokens=1024, max_seqlen=1024, **alone) == 0
+    assert segment_tokens(config, tokens=32768, max_seqlen=32768, programs=128, rows=1) == 0
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_every_row_costs_something_to_cut(rows):
+    config = SegmentConfig(programs=128, min_tokens=64, price=1.5, fixed_tokens=300)
+    size = segment_tokens(config, tokens=2048, max_seqlen=2048, programs=64, rows=rows)
+    assert size == (1024 if rows == 1 else 0)
 
 
 def test_a_captured_launch_serves_longer_rows_than_it_was_captured_with(monkeypatch):

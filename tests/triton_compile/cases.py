@@ -11,7 +11,7 @@ from gdn_dispatch import LayerSpec
 BF16, FP16, FP32 = torch.bfloat16, torch.float16, torch.float32
 
 # (H, HV) on one rank: what matters to a kernel is HV / H, and how much there is to do at once
-HEADS = ((16, 16), (16, 32), (2, 8))
+HEADS = ((16, 16), (16, 32), (8, 24), (2, 8))
 
 
 def specs():

@@ -19,7 +19,7 @@ TABLE = ROOT / "benchmarks" / "results" / "triton_resources.json"
 ANYWHERE = {"conv_prefill_kernel", "conv_update_kernel", "recurrent_kernel", "operands_kernel"}
 PORTABLE = {"prepare_kernel", "recurrence_kernel"}
 SPECIALIZED = {"specialized_prepare_kernel", "specialized_recurrence_kernel"}
-SEGMENTS = {"segment_kernel", "join_segments_kernel"}
+SEGMENTS = {"specialized_segment_kernel", "join_segments_kernel"}
 
 CODE = """
 import json, sys
