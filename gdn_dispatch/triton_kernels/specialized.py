@@ -49,13 +49,21 @@ _SEGMENT_REGISTERS = 128
 
 
 class _Shared(NamedTuple):
-    """What both kernels take."""
+    """What several of the kernels take.
+
+    Attributes:
+        q, k, v: Descriptors of chunks.
+        transform, attention, factors: What the preparation leaves.
+        chunks: Descriptors of a quarter of a transform, and of a chunk's factors.
+    """
 
     q: TensorDescriptor
     k: TensorDescriptor
+    v: TensorDescriptor
     transform: torch.Tensor
     attention: torch.Tensor
     factors: torch.Tensor
+    chunks: tuple[TensorDescriptor, TensorDescriptor, TensorDescriptor]
 
 
 def can_specialize(inputs: PrefillInputs, out: torch.Tensor) -> bool:
@@ -90,7 +98,10 @@ def specialized_chunk_rule(
     )
     factors = torch.empty(*each, 5, CHUNK, dtype=torch.float32, device=v.device)
     K = inputs.k.shape[2]
-    shared = _Shared(_tokens(inputs.q, K), _tokens(inputs.k, K), transform, attention, factors)
+    shared = _Shared(
+        _tokens(inputs.q, K), _tokens(inputs.k, K), _tokens(v, _PART),
+        transform, attention, factors, (_quarters(transform), *_factors(factors)),
+    )  # fmt: skip
     _prepare(inputs, rows, chunks, shared, how)
     cut = None
     if config.segments is not None and (size := size_of_segments(inputs, rows, config)):
@@ -156,9 +167,8 @@ def _segment_pass(
         blocks = (count - 1) * (V // _PART) + (count - 2) * (K // _PART)
         specialized_segment_kernel[(blocks * HV * rows.num_seqs,)](
             shared.k,
-            _tokens(inputs.v, _PART),
-            _quarters(shared.transform),
-            *_factors(shared.factors),
+            shared.v,
+            *shared.chunks,
             states.initial,
             before,
             transfers,
@@ -200,6 +210,7 @@ def _recur(
     H, K = inputs.k.shape[1:]
     HV, V = inputs.v.shape[1:]
     initial, final = states.initial, states.final
+    transform_tiles, *factor_tiles = shared.chunks
     initial_strides = states.strides(initial)
     if cut is not None:
         initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
@@ -208,10 +219,10 @@ def _recur(
     specialized_recurrence_kernel[(V // (_PART * config.parts) * HV * rows.num_seqs * segments,)](
         shared.q,
         shared.k,
-        _tokens(inputs.v, _PART),
-        _quarters(shared.transform),
+        shared.v,
+        transform_tiles,
         _quarters(shared.attention),
-        *_factors(shared.factors),
+        *factor_tiles,
         _tokens(out, _PART),
         out,
         initial,
@@ -253,7 +264,8 @@ def _tokens(x: torch.Tensor, columns: int) -> TensorDescriptor:
 
 def _factors(x: torch.Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
     """Of a chunk's factors: four a token, and the one of the chunk."""
-    return tuple(TensorDescriptor(x, [x.numel()], [1], [n], _FLAT) for n in (4 * CHUNK, _WHOLE))
+    four, one = (TensorDescriptor(x, [x.numel()], [1], [n], _FLAT) for n in (4 * CHUNK, _WHOLE))
+    return four, one
 
 
 def _quarters(x: torch.Tensor) -> TensorDescriptor:

@@ -92,7 +92,7 @@ def test_heads(heads, l2norm, config):
 
 @pytest.mark.parametrize("config", SPECIAL)
 def test_rows_too_short_to_cut(config):
-    # what is prepared for segments is laid out otherwise
+    # a configuration that cuts rows, and none that is cut
     step = bf16_step([200, 64, 1])
     first, states = dense(3)
     config = replace(config, segments=SegmentConfig(min_tokens=512))

@@ -129,7 +129,7 @@ struct RowsOfK {
                 float *next = to.data + (n * kLanes + i) * to.row;
                 const Floats change = keep(splat(d[i]));
                 // The rows behind these, or the next head's: an update has loads to spare, and
-                // hardware prefetchers stop where a page ends, which is every eighth row.
+                // hardware prefetchers stop where a page ends: every eighth row of 512 bytes.
                 if (old)
                     GDN_UNROLL
                     for (int64_t k = 0; k < Width; ++k)

@@ -137,8 +137,8 @@ class CudaTable:
         if self.arch == 90 and self.gluon and shape.head_dim_k == shape.head_dim_v == 128:
             if self.invariant:
                 return _specialized(parts=1, cut=False)
-            # one group of warps for each 64 channels while that fills the chip; segments as long
-            # as half a row and more where that leaves half of it idle
+            # one group of warps for each 64 channels until that fills the chip; rows are cut where
+            # it leaves half of the chip idle
             return _specialized(parts=2 if heads > 66 else 1, cut=heads <= 33)
         if self.invariant:
             return _HOPPER
