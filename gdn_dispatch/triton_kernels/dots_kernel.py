@@ -14,11 +14,12 @@ def split_decay(g):
 
     Kernels need differences of cumulative sums. After a reset (g = -1e4) a plain fp32 sum has lost
     the digits of its neighbours; integers of up to 24 bits subtract exactly, and the sum of 64
-    fractions stays small. 2^-1000 is an exact zero, and 64 of them are an exact integer.
+    fractions stays small. 2^-160 is an exact zero, and 64 of them are an integer that leaves a sum
+    with fractions ten bits of these.
     """
     scaled = g * 1.4426950408889634
     # not tl.maximum, which would take a NaN for a reset
-    scaled = tl.where(scaled < -1000.0, -1000.0, scaled)
+    scaled = tl.where(scaled < -160.0, -160.0, scaled)
     whole = tl.floor(scaled + 0.5)
     return whole, scaled - whole
 

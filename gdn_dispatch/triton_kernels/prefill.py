@@ -174,10 +174,11 @@ def chunk_rule(
             inputs.q, inputs.k, inputs.v, transform, attention, factors, block_v=block_v
         )
     cut = None
-    if config.segments is not None and (size := size_of_segments(inputs, rows, config)):
+    how = config.segments
+    if how is not None and (size := size_of_segments(inputs, rows, how, block_v)):
         prepared = Prepared(transform, factors, chunks.offsets, tiles)
         run_pass = portable_pass(inputs, rows, states, prepared, config, size)
-        cut = split_into_segments(inputs, rows, config.segments, size, run_pass)
+        cut = split_into_segments(inputs, rows, how, size, run_pass)
     segments = 1 if cut is None else cut.count
     if cut is None:
         initial, initial_strides = states.initial, states.strides(states.initial)

@@ -102,13 +102,16 @@ def segment_tokens(
     return size if max_seqlen > cost else 0
 
 
-def size_of_segments(inputs: PrefillInputs, rows: Rows, config: PrefillConfig) -> int:
-    """Tokens per segment of the rows of a prefill group, or 0: they are not cut."""
-    how = config.segments
-    if how is None:
-        return 0
+def size_of_segments(inputs: PrefillInputs, rows: Rows, how: SegmentConfig, block_v: int) -> int:
+    """Tokens per segment of the rows of a prefill group, or 0: they are not cut.
+
+    Args:
+        inputs, rows: As for ``chunk_rule``.
+        how: When to cut.
+        block_v: Channels of V per program of the recurrence.
+    """
     T, HV, V = inputs.v.shape
-    programs = triton.cdiv(V, block_of(config.block_v, V)) * HV
+    programs = triton.cdiv(V, block_v) * HV
     return segment_tokens(
         how, tokens=T, max_seqlen=rows.max_seqlen, programs=programs, rows=rows.num_seqs
     )

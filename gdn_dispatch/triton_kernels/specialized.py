@@ -38,13 +38,17 @@ _PANELS_OF_HEADS: Final = gl.NVMMASharedLayout(64, 16, 3)
 _FLAT: Final = gl.NVMMASharedLayout(0, 32, 1)
 
 _HALF = CHUNK // 2
-_WHOLE = 32
-"""Numbers copied for the one, e^G_last, of a chunk: copies land at multiples of 128 bytes."""
-_COPY = 40
-_RECUR = 232
-"""Registers per thread of warps that copy, and of those that recur; hardware counts in eights."""
+_FACTORS = 6
+"""Numbers per token of the preparation."""
+_COPY = 24
+_RECUR = {1: 232, 2: 208}
+_REGISTERS = {1: 136, 2: 128}
+"""Registers per thread of warps that copy and recur, and of all on average, by groups of those that
+recur; those that score get the rest, and those that copy count as four. Hardware counts in eights.
+With fewer, the assembler lets a warp's products wait for each other."""
 _SEGMENT_STAGES = 3
 _SEGMENT_REGISTERS = 128
+_SEGMENT_COPY = 40
 """Of the pass over segments, whose programs share a multiprocessor: two of eight warps each."""
 
 
@@ -53,15 +57,14 @@ class _Shared(NamedTuple):
 
     Attributes:
         q, k, v: Descriptors of chunks.
-        transform, attention, factors: What the preparation leaves.
-        chunks: Descriptors of a quarter of a transform, and of a chunk's factors.
+        transform, factors: What the preparation leaves.
+        chunks: Descriptors of a quarter of a transform, and of a chunk's factors: see ``_factors``.
     """
 
     q: TensorDescriptor
     k: TensorDescriptor
     v: TensorDescriptor
     transform: torch.Tensor
-    attention: torch.Tensor
     factors: torch.Tensor
     chunks: tuple[TensorDescriptor, TensorDescriptor, TensorDescriptor]
 
@@ -93,21 +96,23 @@ def specialized_chunk_rule(
         raise ValueError("specialized_chunk_rule wants PrefillConfig.specialized")
     v = inputs.v
     each = (v.shape[1], chunks.count)
-    transform, attention = (
-        torch.empty(*each, 3, _HALF, _HALF, dtype=v.dtype, device=v.device) for _ in range(2)
-    )
-    factors = torch.empty(*each, 5, CHUNK, dtype=torch.float32, device=v.device)
+    transform = torch.empty(*each, 3, _HALF, _HALF, dtype=v.dtype, device=v.device)
+    factors = torch.empty(*each, _FACTORS, CHUNK, dtype=torch.float32, device=v.device)
     K = inputs.k.shape[2]
     shared = _Shared(
         _tokens(inputs.q, K), _tokens(inputs.k, K), _tokens(v, _PART),
-        transform, attention, factors, (_quarters(transform), *_factors(factors)),
+        transform, factors, (_quarters(transform), *_factors(factors)),
     )  # fmt: skip
     _prepare(inputs, rows, chunks, shared, how)
     cut = None
-    if config.segments is not None and (size := size_of_segments(inputs, rows, config)):
+    parts, segments = how.parts, config.segments
+    if segments is not None and (
+        size := size_of_segments(inputs, rows, segments, _PART * how.cut_parts)
+    ):
+        parts = how.cut_parts
         run_pass = _segment_pass(inputs, rows, chunks, states, shared, size)
-        cut = split_into_segments(inputs, rows, config.segments, size, run_pass)
-    _recur(inputs, rows, chunks, states, shared, cut, out, how)
+        cut = split_into_segments(inputs, rows, segments, size, run_pass)
+    _recur(inputs, rows, chunks, states, shared, cut, out, parts, how.stages)
 
 
 def _prepare(
@@ -126,10 +131,8 @@ def _prepare(
         heads *= keys
     parts = triton.cdiv(group * keys, heads)
     specialized_prepare_kernel[(chunks.count * (H // keys) * parts,)](
-        shared.q,
         shared.k,
         _quarters_of_heads(shared.transform, heads, group),
-        _quarters_of_heads(shared.attention, heads, group),
         inputs.g,
         inputs.beta,
         inputs.A_log,
@@ -140,7 +143,6 @@ def _prepare(
         rows.starts,
         rows.cu_seqlens,
         chunks.count,
-        inputs.scale,
         *inputs.g.stride(),
         *inputs.beta.stride(),
         H,
@@ -168,7 +170,7 @@ def _segment_pass(
         specialized_segment_kernel[(blocks * HV * rows.num_seqs,)](
             shared.k,
             shared.v,
-            *shared.chunks,
+            *shared.chunks[:2],
             states.initial,
             before,
             transfers,
@@ -189,7 +191,7 @@ def _segment_pass(
             V=V,
             BT=CHUNK,
             STAGES=_SEGMENT_STAGES,
-            COPY_REGISTERS=_COPY,
+            COPY_REGISTERS=_SEGMENT_COPY,
             num_warps=4,
             maxnreg=_SEGMENT_REGISTERS,
         )
@@ -205,24 +207,21 @@ def _recur(
     shared: _Shared,
     cut: Segments | None,
     out: torch.Tensor,
-    config: SpecializedConfig,
+    parts: int,
+    stages: int,
 ) -> None:
     H, K = inputs.k.shape[1:]
     HV, V = inputs.v.shape[1:]
     initial, final = states.initial, states.final
-    transform_tiles, *factor_tiles = shared.chunks
     initial_strides = states.strides(initial)
     if cut is not None:
         initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
     segments = 1 if cut is None else cut.count
-    warps = 4 * config.parts + 4  # those that copy count as four
-    specialized_recurrence_kernel[(V // (_PART * config.parts) * HV * rows.num_seqs * segments,)](
+    specialized_recurrence_kernel[(V // (_PART * parts) * HV * rows.num_seqs * segments,)](
         shared.q,
         shared.k,
         shared.v,
-        transform_tiles,
-        _quarters(shared.attention),
-        *factor_tiles,
+        *shared.chunks,
         _tokens(out, _PART),
         out,
         initial,
@@ -235,6 +234,7 @@ def _recur(
         0 if initial is None else initial.shape[0],
         0 if final is None else final.shape[0],
         chunks.count,
+        inputs.scale,
         0 if cut is None else cut.tokens,
         segments,
         *states.slot_strides(),
@@ -245,13 +245,15 @@ def _recur(
         K=K,
         V=V,
         BT=CHUNK,
-        PARTS=config.parts,
-        STAGES=config.stages,
-        RECUR_REGISTERS=_RECUR,
+        PARTS=parts,
+        STAGES=stages,
+        L2NORM=inputs.l2norm,
+        SCORE_WIDTH=CHUNK // parts,
+        RECUR_REGISTERS=_RECUR[parts],
         COPY_REGISTERS=_COPY,
         SEGMENTED=cut is not None,
         num_warps=4,
-        maxnreg=65_536 // (32 * warps) // 8 * 8 if config.parts == 2 else 136,
+        maxnreg=_REGISTERS[parts],
     )
 
 
@@ -263,9 +265,9 @@ def _tokens(x: torch.Tensor, columns: int) -> TensorDescriptor:
 
 
 def _factors(x: torch.Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-    """Of a chunk's factors: four a token, and the one of the chunk."""
-    four, one = (TensorDescriptor(x, [x.numel()], [1], [n], _FLAT) for n in (4 * CHUNK, _WHOLE))
-    return four, one
+    """Of a chunk's factors: four numbers a token, and the two, decay, that scores alone need."""
+    four, two = (TensorDescriptor(x, [x.numel()], [1], [n * CHUNK], _FLAT) for n in (4, 2))
+    return four, two
 
 
 def _quarters(x: torch.Tensor) -> TensorDescriptor:

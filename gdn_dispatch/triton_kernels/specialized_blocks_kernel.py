@@ -12,7 +12,6 @@ from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 __all__ = [
     "half",
     "quarter_of",
-    "score_between",
     "system_between",
     "times",
     "times_shared",
@@ -76,10 +75,10 @@ def from_later(tables, through, later: gl.constexpr, earlier: gl.constexpr, LAYO
 
 
 @gluon.jit
-def within(qk, kk, tables, block: gl.constexpr, HEADS: gl.constexpr):
-    """Scores and the system between the tokens of a block; 0 above the diagonal.
+def within(kk, tables, block: gl.constexpr, HEADS: gl.constexpr):
+    """The system between the tokens of a block; 0 above the diagonal.
 
-    The diagonal of the system holds what nobody reads.
+    Its diagonal holds what nobody reads.
     """
     BLOCKS: gl.constexpr = block_layout(HEADS)
     ROWS: gl.constexpr = gl.SliceLayout(2, BLOCKS)
@@ -95,21 +94,9 @@ def within(qk, kk, tables, block: gl.constexpr, HEADS: gl.constexpr):
     decay = gl.exp2(exponent)
     i = gl.arange(0, 16, gl.SliceLayout(0, ROWS))[None, :, None]
     j = gl.arange(0, 16, gl.SliceLayout(0, COLUMNS))[None, None, :]
-    score = times_shared(decay, block_of(qk, block, block))
     strength = of_tokens(tables.index(4), block, ROWS)[:, :, None]
     system = times_shared(decay * strength, block_of(kk, block, block))
-    return gl.where(i >= j, score, 0.0), gl.where(i >= j, system, 0.0)
-
-
-@gluon.jit
-def score_between(
-    qk, tables, through, later: gl.constexpr, earlier: gl.constexpr, HEADS: gl.constexpr
-):
-    """Scores of the tokens of a block over those of an earlier one."""
-    BLOCKS: gl.constexpr = block_layout(HEADS)
-    since = from_later(tables, through, later, earlier, gl.SliceLayout(2, BLOCKS))
-    until = of_tokens(tables.index(3), earlier, gl.SliceLayout(1, BLOCKS))
-    return times_shared(since[:, :, None] * until[:, None, :], block_of(qk, later, earlier))
+    return gl.where(i >= j, system, 0.0)
 
 
 @gluon.jit

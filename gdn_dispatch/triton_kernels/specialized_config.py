@@ -21,6 +21,7 @@ class SpecializedConfig:
 
     Attributes:
         parts: Groups of warps that recur, 1 or 2, each over 64 channels of V.
+        cut_parts: The same where rows are cut into segments.
         stages: Chunks in shared memory, 2 or 3.
         prepare_heads: Value heads that a program of the preparation prepares a chunk for, at most;
             1, 2 or 4.
@@ -31,9 +32,10 @@ class SpecializedConfig:
     """
 
     parts: int = 1
+    cut_parts: int = 1
     stages: int = 3
     prepare_heads: int = 4
-    prepare_keys: int = 2
+    prepare_keys: int = 4
     prepare_registers: int = 168
 
 

@@ -76,7 +76,7 @@ def keep_gates(
         through: ``[heads, 4]`` of shared memory, filled with the decay of blocks.
 
     Returns:
-        e^G, e^(G_last - G) and strength, [heads, blocks, tokens of a block].
+        e^G, e^(G_last - G), strength and G (base 2), [heads, blocks, tokens of a block].
     """
     HEADS: gl.constexpr = tables.shape[1]
     GATES: gl.constexpr = gl.BlockedLayout([1, 1, 2], [1, 4, 8], [4, 1, 1], [2, 1, 0])
@@ -107,4 +107,5 @@ def keep_gates(
         gl.exp2(whole_sum + fraction_sum),
         gl.exp2((whole_all - whole_sum) + (fraction_all - fraction_sum)),
         blocks_of(strength, GATES),
+        whole_sum + fraction_sum,
     )

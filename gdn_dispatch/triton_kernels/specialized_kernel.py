@@ -1,9 +1,9 @@
-"""The recurrence over chunks for Hopper: warps that copy chunks, and warps that recur over them.
+"""The recurrence over chunks for Hopper: warps that serve chunks, and warps that recur over them.
 
-``recurrence_kernel`` in Gluon, Triton's language of explicit layouts: a copying warp keeps chunks
-in shared memory ahead of the others, and of the products of a chunk those that no other waits for
-run beside those that the next chunk waits for. One or two groups of four warps recur, each over 64
-channels of V; two share what was copied, and fill each other's gaps.
+``recurrence_kernel`` in Gluon, Triton's language of explicit layouts: four warps copy chunks to
+shared memory ahead of the others, and compute their scores; of the products of a chunk those that
+no other waits for run beside those that the next chunk waits for. One or two groups of four warps
+recur, each over 64 channels of V; two share what was served, and fill each other's gaps.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+from gdn_dispatch.triton_kernels.specialized_scores_kernel import score_chunks
 from gdn_dispatch.triton_kernels.specialized_tiles_kernel import (
     copy_chunks,
     keep_rows,
@@ -30,15 +31,17 @@ __all__ = ["specialized_recurrence_kernel"]
 
 
 @gluon.jit
-def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.constexpr):
+def recur(shared, part: gl.constexpr, K: gl.constexpr, WIDTH: gl.constexpr):
     """Chunks one after the other, with the transposed state [64, K] in registers."""
     buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot = shared
-    queries, keys, values, transforms, scores, factors, wholes, results, out_tiles, out = buffers
-    ready, done = barriers
-    token, length, end, head, channel, row_ends = whose
+    queries, keys, values, transforms, scores, factors, into_queries, results, out_tiles, out = (
+        buffers
+    )
+    ready, scored, done = barriers
+    token, length, end, column, channel, row_ends = whose
     initial, initial_v, initial_k, present = initial_state
     checkpoint_offsets, checkpoint_slots, checkpoint, checkpoints = checkpointing
-    final, final_slots, final_slot, final_v, final_k, destination = finally_
+    final, final_slots, final_slot, final_v, final_k, left = finally_
     STAGES: gl.constexpr = queries.shape[0]
     PARTS: gl.constexpr = values.shape[0] // STAGES
     BT: gl.constexpr = queries.shape[1]
@@ -51,6 +54,7 @@ def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.c
     ONE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
     ROWS: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
     channel += 64 * part
+    column += 64 * part
     result_at = results.index(part)
     zero = gl.zeros([64, BT], gl.float32, CHUNK)
 
@@ -73,26 +77,29 @@ def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.c
         recalled = warpgroup_mma(
             operand, keys_at.permute((1, 0)), zero, use_acc=False, is_async=True
         )
-        result = warpgroup_mma(
-            operand, queries.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
-        )
         factor = factors.index(stage)
         surprise = values_at.permute((1, 0)).load(CHUNK).to(gl.float32)
         surprise = surprise * factor.slice(3 * BT, BT).load(TOKENS)[None, :]
         into_keys = factor.slice(0, BT).load(TOKENS)
-        recalled = warpgroup_mma_wait(1, deps=(recalled,))
+        recalled, _ = warpgroup_mma_wait(0, deps=(recalled, operand))
         surprise = surprise - recalled * into_keys[None, :]
         surprise = gl.convert_layout(surprise.to(DTYPE), OPERAND)
         fresh = warpgroup_mma(
             surprise, transforms.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
         )
-        into_queries = factor.slice(BT, BT).load(TOKENS)
+        # beside what is made of the new values; any earlier, it would want registers for longer
+        result = warpgroup_mma(
+            operand, queries.index(stage).permute((1, 0)), zero, use_acc=False, is_async=True
+        )
         to_end = factor.slice(2 * BT, BT).load(TOKENS)
-        whole = gl.max(wholes.index(stage).slice(0, 1).load(ONE), axis=0)
-        fresh, result, _, _ = warpgroup_mma_wait(0, deps=(fresh, result, operand, surprise))
-        result = result * into_queries[None, :]
+        # e^G of the last token
+        whole = gl.max(factor.slice(2 * BT - 1, 1).load(ONE), axis=0)
+        fresh, _ = warpgroup_mma_wait(1, deps=(fresh, surprise))
         decayed = gl.convert_layout((fresh * to_end[None, :]).to(DTYPE), DECAYED)
         fresh = gl.convert_layout(fresh.to(DTYPE), OPERAND)
+        mbarrier.wait(scored.index(stage), i // STAGES & 1)
+        result, _ = warpgroup_mma_wait(0, deps=(result, operand))
+        result = result * into_queries.index(stage).load(TOKENS)[None, :]
         result = warpgroup_mma(fresh, scores.index(stage).permute((1, 0)), result, is_async=True)
         state = warpgroup_mma(decayed, keys_at, state * whole, is_async=True)
         result, _ = warpgroup_mma_wait(1, deps=(result, fresh))
@@ -100,13 +107,11 @@ def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.c
         result_at.permute((1, 0)).store(result.to(out.dtype.element_ty))
         if offset + BT <= length:
             fence_async_shared()
-            tma.async_copy_shared_to_global(
-                out_tiles, [token + offset, head * V + channel], result_at
-            )
+            tma.async_copy_shared_to_global(out_tiles, [token + offset, column], result_at)
         else:
             # the copy engine would write on, into the next row
-            place = out + (token + offset).to(gl.int64) * (HV * V) + (head * V + channel)
-            keep_rows(place, result_at.load(ROWS), length - offset, HV * V)
+            place = out + ((token + offset).to(gl.int64) * WIDTH + column)
+            keep_rows(place, result_at.load(ROWS), length - offset, WIDTH)
         state, _ = warpgroup_mma_wait(0, deps=(state, decayed))
         mbarrier.arrive(done.index(stage), count=1)
         if checkpoint_offsets is not None:
@@ -121,8 +126,9 @@ def recur(shared, part: gl.constexpr, K: gl.constexpr, V: gl.constexpr, HV: gl.c
                     next_checkpoint = gl.load(checkpoint_offsets + checkpoint).to(gl.int32)
     tma.store_wait(0)
     if final is not None:
-        if row_ends:
-            keep_state(final + destination * final_slot, state, channel, final_v, final_k)
+        # from shared memory: it would take a register through all chunks
+        if gl.max(row_ends.load(ONE), axis=0) != 0:
+            keep_state(left, state, 64 * part, final_v, final_k)
 
 
 @gluon.jit(
@@ -143,9 +149,8 @@ def specialized_recurrence_kernel(
     k_tiles,
     v_tiles,
     transform_tiles,
-    attention_tiles,
     factor_tiles,
-    whole_tiles,
+    decay_tiles,
     out_tiles,
     out,
     initial,
@@ -165,6 +170,7 @@ def specialized_recurrence_kernel(
     initial_slots,
     final_slots,
     chunks,
+    scale,
     segment_tokens,
     segments,
     write_stride,
@@ -184,13 +190,15 @@ def specialized_recurrence_kernel(
     BT: gl.constexpr,
     PARTS: gl.constexpr,
     STAGES: gl.constexpr,
+    L2NORM: gl.constexpr,
+    SCORE_WIDTH: gl.constexpr,
     RECUR_REGISTERS: gl.constexpr,
     COPY_REGISTERS: gl.constexpr,
     SEGMENTED: gl.constexpr,
 ):
     """64 * PARTS channels of V of one value head of one row (or of one segment of it).
 
-    Arguments and results are those of ``recurrence_kernel``.
+    Arguments and results are those of ``recurrence_kernel``, but for what the preparation leaves.
     """
     BLOCKS: gl.constexpr = V // (64 * PARTS)
     block = gl.program_id(0) % BLOCKS
@@ -259,53 +267,74 @@ def specialized_recurrence_kernel(
     keys = gl.allocate_shared_memory(DTYPE, [STAGES, BT, K], k_tiles.layout)
     values = gl.allocate_shared_memory(DTYPE, [STAGES * PARTS, BT, 64], v_tiles.layout)
     transforms = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], transform_tiles.layout)
-    scores = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], attention_tiles.layout)
+    scores = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], transform_tiles.layout)
     factors = gl.allocate_shared_memory(gl.float32, [STAGES, 4 * BT], factor_tiles.layout)
-    wholes = gl.allocate_shared_memory(gl.float32, [STAGES, 32], whole_tiles.layout)
+    decays = gl.allocate_shared_memory(gl.float32, [STAGES, 2 * BT], decay_tiles.layout)
+    VECTOR: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    into_queries = gl.allocate_shared_memory(gl.float32, [STAGES, BT], VECTOR)
+    row_norms = gl.allocate_shared_memory(gl.float32, [BT], VECTOR)
     results = gl.allocate_shared_memory(DTYPE, [PARTS, BT, 64], out_tiles.layout)
     clear_quarter(quarters_of(transforms), 2)
-    clear_quarter(quarters_of(scores), 2)
     fence_async_shared()
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
+    row_ends = gl.allocate_shared_memory(gl.int32, [1], VECTOR)
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
+    scored = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     done = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     landed = gl.allocate_shared_memory(gl.int64, [1, 1], BARRIER)
     mbarrier.init(landed.index(0), count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(ready.index(i), count=1)
+        mbarrier.init(scored.index(i), count=1)
         mbarrier.init(done.index(i), count=PARTS)
 
     if initial is not None:
         initial += source * initial_slot + head.to(gl.int64) * initial_head
+    left = final
     if final is not None:
         final += head.to(gl.int64) * final_head
+        left = final + destination * final_slot + channel * final_v
     buffers = (
-        queries, keys, values, transforms, scores, factors, wholes, results, out_tiles, out,
+        queries, keys, values, transforms, scores, factors, into_queries, results, out_tiles, out,
     )  # fmt: skip
-    barriers = (ready, done)
+    barriers = (ready, scored, done)
     initial_state = (initial, initial_v, initial_k, present)
     checkpointing = (checkpoint_offsets, checkpoint_slots, checkpoint, checkpoints)
-    finally_ = (final, final_slots, final_slot, final_v, final_k, destination)
+    finally_ = (final, final_slots, final_slot, final_v, final_k, left)
     key_column = head // GROUP * K
     chunk = head * chunks + first_chunk + begin // BT
-    whose = (token + begin, tokens, end, head, channel, live & (end == length))
+    column = head * V + channel
+    ONE: gl.constexpr = gl.BlockedLayout([1], [32], [4], [0])
+    row_ends.store(gl.full([1], 1, gl.int32, ONE) * (live & (end == length)).to(gl.int32))
+    whose = (token + begin, tokens, end, column, channel, row_ends)
     copying = (
-        q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, whole_tiles,
-        queries, keys, values, transforms, scores, factors, wholes, ready, done, landed,
-        token + begin, key_column, head * V + channel, chunk, tokens,
-    )  # fmt: skip
+        (q_tiles, k_tiles, v_tiles, transform_tiles, factor_tiles, decay_tiles),
+        (queries, keys, values, transforms, factors, decays),
+        (ready, done, landed),
+        (token + begin, key_column, column, chunk, tokens),
+    )
+    scoring = (scores, into_queries, row_norms, scored, scale)
     shared = (buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot)
+    # those that score come first: what the compiler takes out of the loops of later ones stays in
+    # registers of all of them
     if PARTS == 1:
         gl.warp_specialize(
-            [(recur, (shared, 0, K, V, HV)), (copy_chunks, copying)], [1], [COPY_REGISTERS]
+            [
+                (score_chunks, (copying, scoring, SCORE_WIDTH, L2NORM)),
+                (recur, (shared, 0, K, HV * V)),
+                (copy_chunks, (copying,)),
+            ],
+            [4, 1],
+            [RECUR_REGISTERS, COPY_REGISTERS],
         )
     else:
         gl.warp_specialize(
             [
-                (recur, (shared, 0, K, V, HV)),
-                (recur, (shared, 1, K, V, HV)),
-                (copy_chunks, copying),
+                (score_chunks, (copying, scoring, SCORE_WIDTH, L2NORM)),
+                (recur, (shared, 0, K, HV * V)),
+                (recur, (shared, 1, K, HV * V)),
+                (copy_chunks, (copying,)),
             ],
-            [4, 1],
-            [RECUR_REGISTERS, COPY_REGISTERS],
+            [4, 4, 1],
+            [RECUR_REGISTERS, RECUR_REGISTERS, COPY_REGISTERS],
         )

@@ -28,7 +28,7 @@ __all__ = ["specialized_segment_kernel"]
 def run_through(shared, K: gl.constexpr):
     """Chunks one after the other, with the transposed state [64, K] in registers."""
     buffers, whose, places = shared
-    keys, values, transforms, factors, wholes, ready, done = buffers
+    keys, values, transforms, factors, ready, done = buffers
     channel, length, is_transfer, starts_row, present, leaves = whose
     initial, initial_v, initial_k, before, left = places
     STAGES: gl.constexpr = keys.shape[0]
@@ -65,7 +65,8 @@ def run_through(shared, K: gl.constexpr):
         surprise = surprise * factor.slice(3 * BT, BT).load(TOKENS)[None, :]
         into_keys = factor.slice(0, BT).load(TOKENS)
         to_end = factor.slice(2 * BT, BT).load(TOKENS)
-        whole = gl.max(wholes.index(stage).slice(0, 1).load(ONE), axis=0)
+        # e^G of the last token
+        whole = gl.max(factor.slice(2 * BT - 1, 1).load(ONE), axis=0)
         recalled, _ = warpgroup_mma_wait(0, deps=(recalled, operand))
         surprise = surprise - recalled * into_keys[None, :]
         surprise = gl.convert_layout(surprise.to(DTYPE), OPERAND)
@@ -99,7 +100,6 @@ def specialized_segment_kernel(
     v_tiles,
     transform_tiles,
     factor_tiles,
-    whole_tiles,
     initial,
     states,  # [n * segments, HV, V, K] fp32
     transfers,  # [n * segments, HV, K, K] fp32
@@ -179,14 +179,11 @@ def specialized_segment_kernel(
     values = gl.allocate_shared_memory(DTYPE, [STAGES, BT, 64], v_tiles.layout)
     transforms = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], transform_tiles.layout)
     factors = gl.allocate_shared_memory(gl.float32, [STAGES, 4 * BT], factor_tiles.layout)
-    wholes = gl.allocate_shared_memory(gl.float32, [STAGES, 32], whole_tiles.layout)
     clear_quarter(quarters_of(transforms), 2)
     fence_async_shared()
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     ready = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
     done = gl.allocate_shared_memory(gl.int64, [STAGES, 1], BARRIER)
-    landed = gl.allocate_shared_memory(gl.int64, [1, 1], BARRIER)
-    mbarrier.init(landed.index(0), count=1)
     for i in gl.static_range(STAGES):
         mbarrier.init(ready.index(i), count=1)
         mbarrier.init(done.index(i), count=1)
@@ -201,14 +198,18 @@ def specialized_segment_kernel(
     if is_transfer:
         left = transfers + (index * HV + head) * (K * K)
     shared = (
-        (keys, values, transforms, factors, wholes, ready, done),
+        (keys, values, transforms, factors, ready, done),
         (channel, tokens, is_transfer, starts_row, present, leaves),
         (initial, initial_v, initial_k, before, left),
     )
+    first_chunk += head * chunks + begin // BT
+    whose = (token + begin, head // GROUP * K, v_column, first_chunk, tokens)
     copying = (
-        None, k_tiles, v_tiles, transform_tiles, None, factor_tiles, whole_tiles,
-        None, keys, values, transforms, None, factors, wholes, ready, done, landed,
-        token + begin, head // GROUP * K, v_column, head * chunks + first_chunk + begin // BT,
-        tokens,
-    )  # fmt: skip
-    gl.warp_specialize([(run_through, (shared, K)), (copy_chunks, copying)], [1], [COPY_REGISTERS])
+        (None, k_tiles, v_tiles, transform_tiles, factor_tiles, None),
+        (None, keys, values, transforms, factors, None),
+        (ready, done, None),  # segments that leave something are whole chunks
+        whose,
+    )
+    gl.warp_specialize(
+        [(run_through, (shared, K)), (copy_chunks, (copying,))], [1], [COPY_REGISTERS]
+    )

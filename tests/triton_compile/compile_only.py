@@ -29,7 +29,9 @@ class Launch:
     """One kernel, compiled: its resources, and the grid it was launched with.
 
     ``stack`` is bytes per thread in local memory: what is spilled goes there. ``unwritten`` are
-    instructions that read uniform registers nobody wrote (``uniform_registers``).
+    instructions that read uniform registers nobody wrote (``uniform_registers``). ``serialized``:
+    each of a warp group's products is waited for before the next begins, which the assembler does
+    where registers are short (its warning C7512).
     """
 
     kernel: str
@@ -41,6 +43,7 @@ class Launch:
     stack: int
     shared: int
     unwritten: tuple[str, ...]
+    serialized: bool
     grid: tuple[int, ...]
 
     @property
@@ -73,7 +76,8 @@ class _Utils:
         registers, stack, sass = _usage(kernel)
         # the fault was seen on sm_90, whose instructions the check knows
         found = unwritten(sass) if self.target.arch == 90 else ()
-        self.pending.usage = registers, stack, found  # the launcher is made just before
+        # the launcher is made just before
+        self.pending.usage = registers, stack, found, _serialized(sass)
         return object(), object(), registers, stack, 1024
 
 
@@ -124,7 +128,7 @@ def compiled(arch, work):
     driver.set_active(fake)
     work()
     found = []
-    for metadata, constants, (registers, stack, reads), grid in fake.launches:
+    for metadata, constants, (registers, stack, reads, serialized), grid in fake.launches:
         found.append(
             Launch(
                 kernel=metadata.name,
@@ -136,6 +140,7 @@ def compiled(arch, work):
                 stack=stack,
                 shared=metadata.shared,
                 unwritten=tuple(reads),
+                serialized=serialized,
                 grid=grid,
             )
         )
@@ -147,6 +152,12 @@ def _constants(src):
     names = src.fn.arg_names
     found = ((names[path[0]], value) for path, value in src.constants.items())
     return " ".join(f"{name}={value}" for name, value in found if name.isupper() or value is None)
+
+
+def _serialized(sass):
+    """Whether there is a wait for every product of a warp group; else there is one for several."""
+    products, waits = (len(re.findall(name, sass)) for name in (r"\bHGMMA\.", r"GROUP\.DEPBAR"))
+    return 0 < products <= waits
 
 
 def _usage(cubin):

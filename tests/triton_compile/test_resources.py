@@ -54,6 +54,7 @@ def test_a_layer_compiles(arch):
         assert not launch["unwritten"], launch
         assert launch["grid"][1:] == [1, 1]  # only the first axis may be large
         assert launch["stack"] == 0, launch
+        assert not launch["serialized"], launch
 
 
 def test_the_table_has_every_kernel_and_architecture():
@@ -65,6 +66,10 @@ def test_the_table_has_every_kernel_and_architecture():
 
 def test_no_kernel_spills():
     assert [row for row in rows() if row["stack"]] == []
+
+
+def test_no_product_of_a_specialised_kernel_waits_for_the_one_before():
+    assert [row for row in rows() if row["serialized"] and "specialized" in row["kernel"]] == []
 
 
 def test_no_kernel_reads_a_register_that_nobody_wrote():

@@ -58,6 +58,10 @@ _BLACKWELL: Final = replace(_HOPPER, num_warps=8, prepare_columns=32)
 _SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
 _HOPPER_CUT: Final = replace(_HOPPER, segments=_SEGMENTS)
 _SPECIALIZED_CUT: Final = replace(_HOPPER, segments=replace(_SEGMENTS, price=1.8, fixed_tokens=768))
+# as many as run the pass over segments of 17 to 33 heads all at once
+_SPECIALIZED_WIDE_CUT: Final = replace(
+    _HOPPER, segments=replace(_SEGMENTS, price=1.8, fixed_tokens=768, programs=99)
+)
 _HOPPER_WIDE_CUT: Final = replace(_HOPPER_WIDE, segments=_SEGMENTS)
 
 # (most rows * HV, config), ascending. The last part of a config is for states with values last.
@@ -136,10 +140,12 @@ class CudaTable:
         heads = shape.num_v_heads * max(1, shape.tokens // max(1, shape.max_seqlen))
         if self.arch == 90 and self.gluon and shape.head_dim_k == shape.head_dim_v == 128:
             if self.invariant:
-                return _specialized(parts=1, cut=False)
+                return _specialized(parts=1)
             # one group of warps for each 64 channels until that fills the chip; rows are cut where
             # it leaves half of the chip idle
-            return _specialized(parts=2 if heads > 66 else 1, cut=heads <= 33)
+            if heads <= 33:
+                return _specialized(parts=1, cut_parts=1 if heads <= 16 else 2)
+            return _specialized(parts=1 if heads <= 66 else 2)
         if self.invariant:
             return _HOPPER
         if heads <= 40:
@@ -167,7 +173,14 @@ class CudaTable:
 
 
 @cache
-def _specialized(*, parts: int, cut: bool) -> PrefillConfig:
-    """Of heads of 128 on Hopper. Two groups of warps in one program share q and k."""
-    specialized = SpecializedConfig(parts=parts)
-    return replace(_SPECIALIZED_CUT if cut else _HOPPER, specialized=specialized)
+def _specialized(*, parts: int, cut_parts: int = 0) -> PrefillConfig:
+    """Of heads of 128 on Hopper. Two groups of warps in one program share q, k and scores.
+
+    Args:
+        parts: Of rows that are not cut.
+        cut_parts: Of those that are; 0: none is.
+    """
+    if not cut_parts:
+        return replace(_HOPPER, specialized=SpecializedConfig(parts=parts))
+    config = _SPECIALIZED_CUT if cut_parts == 1 else _SPECIALIZED_WIDE_CUT
+    return replace(config, specialized=SpecializedConfig(parts=parts, cut_parts=cut_parts))
