@@ -212,10 +212,15 @@ def _recur(
 ) -> None:
     H, K = inputs.k.shape[1:]
     HV, V = inputs.v.shape[1:]
-    initial, final = states.initial, states.final
+    initial, final, final_slots = states.initial, states.final, 0
     initial_strides = states.strides(initial)
+    final_strides = own_strides = (HV * V * K, V * K, K, 1)
+    if final is None:
+        final = shared.factors  # stands in: no kernel of its own for nothing to write
+    else:
+        final_slots, final_strides = final.shape[0], states.strides(final)
     if cut is not None:
-        initial, initial_strides = cut.states, (HV * V * K, V * K, K, 1)
+        initial, initial_strides = cut.states, own_strides
     segments = 1 if cut is None else cut.count
     specialized_recurrence_kernel[(V // (_PART * parts) * HV * rows.num_seqs * segments,)](
         shared.q,
@@ -232,14 +237,14 @@ def _recur(
         chunks.offsets,
         *states.slot_arguments(),
         0 if initial is None else initial.shape[0],
-        0 if final is None else final.shape[0],
+        final_slots,
         chunks.count,
         inputs.scale,
         0 if cut is None else cut.tokens,
         segments,
         *states.slot_strides(),
         *initial_strides,
-        *states.strides(final),
+        *final_strides,
         HV,
         GROUP=HV // H,
         K=K,

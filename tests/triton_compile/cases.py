@@ -50,6 +50,18 @@ def rules(backend):
             )  # fmt: skip
 
 
+def rows(backend):
+    """Prefills beyond a warm-up's: a long row of 24 heads; many heads; without any state."""
+    for H, HV, T in ((8, 24, 8192), (16, 80, 256), (2, 4, 256)):
+        q, k = (torch.zeros(1, T, H, 128, dtype=BF16) for _ in range(2))
+        v = torch.zeros(1, T, HV, 128, dtype=BF16)
+        g = torch.zeros(1, T, HV)
+        for l2norm in (False, True):
+            gdn_dispatch.chunk_gated_delta_rule(
+                q, k, v, g=g, beta=g, use_qk_l2norm_in_kernel=l2norm, backend=backend
+            )
+
+
 def conversions():
     """What the adapters to libraries convert with, in every form they ask for."""
     q = torch.zeros(1, 200, 2, 128, dtype=BF16)

@@ -44,6 +44,7 @@ def everything(backend):
     for spec in cases.specs():
         cases.layer(spec, backend)
     cases.rules(backend)
+    cases.rows(backend)
     cases.conversions()
 
 

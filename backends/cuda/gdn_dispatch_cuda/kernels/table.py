@@ -58,7 +58,7 @@ _BLACKWELL: Final = replace(_HOPPER, num_warps=8, prepare_columns=32)
 _SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
 _HOPPER_CUT: Final = replace(_HOPPER, segments=_SEGMENTS)
 _SPECIALIZED_CUT: Final = replace(_HOPPER, segments=replace(_SEGMENTS, price=1.8, fixed_tokens=768))
-# as many as run the pass over segments of 17 to 33 heads all at once
+# as many as run the pass over segments of 24 heads all at once
 _SPECIALIZED_WIDE_CUT: Final = replace(
     _HOPPER, segments=replace(_SEGMENTS, price=1.8, fixed_tokens=768, programs=99)
 )
@@ -144,7 +144,8 @@ class CudaTable:
             # one group of warps for each 64 channels until that fills the chip; rows are cut where
             # it leaves half of the chip idle
             if heads <= 33:
-                return _specialized(parts=1, cut_parts=1 if heads <= 16 else 2)
+                wide = 16 < heads <= 24 and shape.max_seqlen >= 8192
+                return _specialized(parts=1, cut_parts=2 if wide else 1)
             return _specialized(parts=1 if heads <= 66 else 2)
         if self.invariant:
             return _HOPPER
