@@ -21,38 +21,53 @@ private:
 };
 
 int64_t count_blocks(const gdn_tables_call &call, const int32_t *seq_lens, int64_t size) {
-    const Blocks blocks(size);
     int64_t count = 0;
+    if ((size & (size - 1)) == 0) {  // a loop of shifts takes vectors, one of long products none
+        const uint32_t most = (uint32_t)size - 1;
+        const int bits = __builtin_ctzll((uint64_t)size);
+        for (int64_t s = 0; s < call.num_seqs; ++s) count += ((uint32_t)seq_lens[s] + most) >> bits;
+        return count;
+    }
+    const Blocks blocks(size);
     for (int64_t s = 0; s < call.num_seqs; ++s) count += blocks.of(seq_lens[s]);
     return count;
 }
 
 // Four words at a time, past the last one too where the next row or table entry comes over it: most
-// rows have a few chunks, and loops of one word for what is left of a vector would cost the most.
+// rows have a few chunks, and loops of one word for what is left of a vector would cost the most. As
+// many as most rows have are written without asking how many there are: nothing to predict wrongly.
 typedef int32_t Four __attribute__((vector_size(16)));
 
 inline void put(int32_t *to, Four words) { __builtin_memcpy(to, &words, sizeof words); }
 
 // Pairs [q, i], i < count; `end`: of the table.
 inline void write_pairs(int32_t *to, const int32_t *end, int32_t q, int64_t count) {
-    if (end - to < 2 * count + 2) {
+    constexpr int64_t always = 8;
+    if (end - to < 2 * (count > always ? count : always) + 2) {
         for (int32_t i = 0; i < count; ++i) to[2 * i] = q, to[2 * i + 1] = i;
         return;
     }
     Four pairs = {q, 0, q, 1};
-    for (int64_t i = 0; i < count; i += 2, pairs += Four{0, 2, 0, 2}) put(to + 2 * i, pairs);
+    for (int64_t i = 0; i < always; i += 2, pairs += Four{0, 2, 0, 2}) put(to + 2 * i, pairs);
+    for (int64_t i = always; i < count; i += 2, pairs += Four{0, 2, 0, 2}) put(to + 2 * i, pairs);
 }
 
 // Tiles [s, i], i < count, as two arrays; `left`: words to their ends.
 inline void write_row(int32_t *sequences, int32_t *offsets, int64_t left, int32_t s,
                       int64_t count) {
-    if (left < count + 3) {
+    constexpr int64_t always = 32;
+    if (left < (count > always ? count : always) + 3) {
         for (int32_t i = 0; i < count; ++i) sequences[i] = s, offsets[i] = i;
         return;
     }
+    const Four same = {s, s, s, s};
     Four numbers = {0, 1, 2, 3};
-    for (int64_t i = 0; i < count; i += 4, numbers += 4) {
-        put(sequences + i, Four{s, s, s, s});
+    for (int64_t i = 0; i < always; i += 4, numbers += 4) {
+        put(sequences + i, same);
+        put(offsets + i, numbers);
+    }
+    for (int64_t i = always; i < count; i += 4, numbers += 4) {
+        put(sequences + i, same);
         put(offsets + i, numbers);
     }
 }

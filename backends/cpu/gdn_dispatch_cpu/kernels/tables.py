@@ -9,6 +9,7 @@ import ctypes
 import struct
 from functools import lru_cache
 from itertools import islice
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -22,17 +23,19 @@ if TYPE_CHECKING:
 __all__ = ["CompiledTables"]
 
 _Int32Array = npt.NDArray[np.int32]
+_OFFSET = itemgetter(0)  # of a Section
 
 
 class CompiledTables:
     """``gdn_dispatch.plan.layout.Tables`` of the library."""
 
-    __slots__ = ("_call", "_lens", "nonempty", "num_chunks", "num_tiles", "request")
+    __slots__ = ("_call", "_lens", "_places", "nonempty", "num_chunks", "num_tiles", "request")
 
     def __init__(self, request: TablesRequest) -> None:
         self.request = request
         lens, sizes, tile = request
         memory = _memory(sizes, tile)
+        self._places = memory.places
         counts = memory.counts()
         self._call = TABLES_CALL.pack(lens.size, memory.sizes, len(sizes), tile)
         # as bytes: to copy a few numbers takes less time than to ask numpy where they lie
@@ -45,14 +48,13 @@ class CompiledTables:
 
     def write(self, layout: Layout, flat: _Int32Array) -> None:
         """See ``gdn_dispatch.plan.layout.Tables``."""
-        _, sizes, tile = self.request
-        places = _memory(sizes, tile).places
+        places = self._places
         # the tables' sections are the first, in the order of gdn_write_tables
         first = islice(layout.sections.values(), places.size // 8)
         load_library().write_tables(
             self._call,
             self._lens,
-            places.pack(*[section[0] for section in first]),
+            places.pack(*map(_OFFSET, first)),
             ctypes.addressof(ctypes.c_char.from_buffer(flat.data)),
         )
 
