@@ -1,4 +1,4 @@
-"""Chunks for the recurrence, by warps of their own, for Hopper: copied, and scored.
+"""Scores of the recurrence's chunks, by warps of their own, for Hopper.
 
 Scores need q, k and decay, which the recurrence has in shared memory anyway: to have the
 preparation leave them in device memory would cost reading q once more, and writing and reading
