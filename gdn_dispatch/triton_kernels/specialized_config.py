@@ -25,8 +25,8 @@ class SpecializedConfig:
         stages: Chunks in shared memory, 2 or 3.
         prepare_heads: Value heads that a program of the preparation prepares a chunk for, at most;
             1, 2 or 4.
-        prepare_keys: Key heads that these are of, at most; 1 or 2. More than one only if a program
-            has all value heads of each.
+        prepare_keys: Key heads that these are of, at most; 1, 2 or 4. More than one only if a
+            program has all value heads of each.
         prepare_registers: Per thread of the preparation: as many as let three programs share a
             multiprocessor, where shared memory does, and none spill.
     """

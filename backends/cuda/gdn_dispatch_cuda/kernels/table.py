@@ -57,10 +57,11 @@ _HOPPER_WIDE: Final = replace(_HOPPER, block_v=128, num_warps=8, late_reads=True
 _BLACKWELL: Final = replace(_HOPPER, num_warps=8, prepare_columns=32)
 _SEGMENTS: Final = SegmentConfig(programs=132, join_precision="tf32")
 _HOPPER_CUT: Final = replace(_HOPPER, segments=_SEGMENTS)
-_SPECIALIZED_CUT: Final = replace(_HOPPER, segments=replace(_SEGMENTS, price=1.8, fixed_tokens=768))
+_SPECIALIZED_SEGMENTS: Final = replace(_SEGMENTS, price=1.8, fixed_tokens=768)
+_SPECIALIZED_CUT: Final = replace(_HOPPER, segments=_SPECIALIZED_SEGMENTS)
 # as many as run the pass over segments of 24 heads all at once
 _SPECIALIZED_WIDE_CUT: Final = replace(
-    _HOPPER, segments=replace(_SEGMENTS, price=1.8, fixed_tokens=768, programs=99)
+    _HOPPER, segments=replace(_SPECIALIZED_SEGMENTS, programs=99)
 )
 _HOPPER_WIDE_CUT: Final = replace(_HOPPER_WIDE, segments=_SEGMENTS)
 
