@@ -40,12 +40,26 @@ _FLAT: Final = gl.NVMMASharedLayout(0, 32, 1)
 _HALF = CHUNK // 2
 _FACTORS = 6
 """Numbers per token of the preparation."""
-_COPY = 24
-_RECUR = {1: 232, 2: 208}
-_REGISTERS = {1: 136, 2: 128}
-"""Registers per thread of warps that copy and recur, and of all on average, by groups of those that
-recur; those that score get the rest, and those that copy count as four. Hardware counts in eights.
-With fewer, the assembler lets a warp's products wait for each other."""
+
+
+class _Registers(NamedTuple):
+    """Per thread. Hardware counts in eights; warps that copy count as four.
+
+    With fewer for those that recur, the assembler lets a warp's products wait for each other.
+
+    Attributes:
+        recur, copy: Of warps that do that; those that come first in a kernel get the rest.
+        average: Of all.
+    """
+
+    recur: int
+    copy: int
+    average: int
+
+
+_SCORING: Final = {1: _Registers(232, 24, 136), 2: _Registers(208, 24, 128)}
+_SCORED: Final = {1: _Registers(232, 40, 136), 2: _Registers(232, 40, 168)}
+"""By groups of warps that recur, where others score; and where the preparation did."""
 _SEGMENT_STAGES = 3
 _SEGMENT_REGISTERS = 128
 _SEGMENT_COPY = 40
@@ -57,7 +71,7 @@ class _Shared(NamedTuple):
 
     Attributes:
         q, k, v: Descriptors of chunks.
-        transform, factors: What the preparation leaves.
+        transform, attention, factors: What the preparation leaves; attention may be None.
         chunks: Descriptors of a quarter of a transform, and of a chunk's factors: see ``_factors``.
     """
 
@@ -65,6 +79,7 @@ class _Shared(NamedTuple):
     k: TensorDescriptor
     v: TensorDescriptor
     transform: torch.Tensor
+    attention: torch.Tensor | None
     factors: torch.Tensor
     chunks: tuple[TensorDescriptor, TensorDescriptor, TensorDescriptor]
 
@@ -97,11 +112,14 @@ def specialized_chunk_rule(
     v = inputs.v
     each = (v.shape[1], chunks.count)
     transform = torch.empty(*each, 3, _HALF, _HALF, dtype=v.dtype, device=v.device)
+    attention = None
+    if v.shape[1] > how.score_group * inputs.k.shape[1]:
+        attention = torch.empty_like(transform)
     factors = torch.empty(*each, _FACTORS, CHUNK, dtype=torch.float32, device=v.device)
     K = inputs.k.shape[2]
     shared = _Shared(
         _tokens(inputs.q, K), _tokens(inputs.k, K), _tokens(v, _PART),
-        transform, factors, (_quarters(transform), *_factors(factors)),
+        transform, attention, factors, (_quarters(transform), *_factors(factors)),
     )  # fmt: skip
     _prepare(inputs, rows, chunks, shared, how)
     cut = None
@@ -125,14 +143,18 @@ def _prepare(
     H, K = inputs.k.shape[1:]
     HV = inputs.v.shape[1]
     group = HV // H
+    attention = shared.attention
     keys, heads = 1, min(config.prepare_heads, triton.next_power_of_2(group))
     if heads == group:  # then the value heads of several key heads lie side by side
-        keys = gcd(H, config.prepare_keys, config.prepare_heads // heads)
+        most = config.prepare_keys if attention is None else min(config.prepare_keys, 2)
+        keys = gcd(H, most, config.prepare_heads // heads)
         heads *= keys
     parts = triton.cdiv(group * keys, heads)
     specialized_prepare_kernel[(chunks.count * (H // keys) * parts,)](
+        None if attention is None else shared.q,
         shared.k,
         _quarters_of_heads(shared.transform, heads, group),
+        None if attention is None else _quarters_of_heads(attention, heads, group),
         inputs.g,
         inputs.beta,
         inputs.A_log,
@@ -143,6 +165,7 @@ def _prepare(
         rows.starts,
         rows.cu_seqlens,
         chunks.count,
+        inputs.scale,
         *inputs.g.stride(),
         *inputs.beta.stride(),
         H,
@@ -222,11 +245,15 @@ def _recur(
     if cut is not None:
         initial, initial_strides = cut.states, own_strides
     segments = 1 if cut is None else cut.count
+    attention = shared.attention
+    registers = (_SCORING if attention is None else _SCORED)[parts]
     specialized_recurrence_kernel[(V // (_PART * parts) * HV * rows.num_seqs * segments,)](
         shared.q,
         shared.k,
         shared.v,
-        *shared.chunks,
+        shared.chunks[0],
+        None if attention is None else _quarters(attention),
+        *shared.chunks[1:],
         _tokens(out, _PART),
         out,
         initial,
@@ -252,13 +279,13 @@ def _recur(
         BT=CHUNK,
         PARTS=parts,
         STAGES=stages,
-        L2NORM=inputs.l2norm,
+        L2NORM=inputs.l2norm and attention is None,
         SCORE_WIDTH=CHUNK // parts,
-        RECUR_REGISTERS=_RECUR[parts],
-        COPY_REGISTERS=_COPY,
+        RECUR_REGISTERS=registers.recur,
+        COPY_REGISTERS=registers.copy,
         SEGMENTED=cut is not None,
         num_warps=4,
-        maxnreg=_REGISTERS[parts],
+        maxnreg=registers.average,
     )
 
 

@@ -10,12 +10,15 @@ from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.ampere import mma_v2
 
 __all__ = [
+    "decay_within",
     "half",
     "quarter_of",
+    "score_between",
+    "score_within",
     "system_between",
+    "system_within",
     "times",
     "times_shared",
-    "within",
 ]
 
 
@@ -75,11 +78,8 @@ def from_later(tables, through, later: gl.constexpr, earlier: gl.constexpr, LAYO
 
 
 @gluon.jit
-def within(kk, tables, block: gl.constexpr, HEADS: gl.constexpr):
-    """The system between the tokens of a block; 0 above the diagonal.
-
-    Its diagonal holds what nobody reads.
-    """
+def decay_within(tables, block: gl.constexpr, HEADS: gl.constexpr):
+    """Decay between the tokens of a block; what is above the diagonal is of no use."""
     BLOCKS: gl.constexpr = block_layout(HEADS)
     ROWS: gl.constexpr = gl.SliceLayout(2, BLOCKS)
     COLUMNS: gl.constexpr = gl.SliceLayout(1, BLOCKS)
@@ -91,12 +91,41 @@ def within(kk, tables, block: gl.constexpr, HEADS: gl.constexpr):
         of_tokens(fraction, block, ROWS)[:, :, None]
         - of_tokens(fraction, block, COLUMNS)[:, None, :]
     )
-    decay = gl.exp2(exponent)
-    i = gl.arange(0, 16, gl.SliceLayout(0, ROWS))[None, :, None]
-    j = gl.arange(0, 16, gl.SliceLayout(0, COLUMNS))[None, None, :]
+    return gl.exp2(exponent)
+
+
+@gluon.jit
+def lower(block):
+    """Without what is above the diagonal."""
+    BLOCKS: gl.constexpr = block.type.layout
+    i = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(2, BLOCKS)))[None, :, None]
+    j = gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, BLOCKS)))[None, None, :]
+    return gl.where(i >= j, block, 0.0)
+
+
+@gluon.jit
+def score_within(decay, qk, block: gl.constexpr):
+    """Scores between the tokens of a block."""
+    return lower(times_shared(decay, block_of(qk, block, block)))
+
+
+@gluon.jit
+def system_within(decay, kk, tables, block: gl.constexpr):
+    """The system between the tokens of a block; its diagonal holds what nobody reads."""
+    ROWS: gl.constexpr = gl.SliceLayout(2, decay.type.layout)
     strength = of_tokens(tables.index(4), block, ROWS)[:, :, None]
-    system = times_shared(decay * strength, block_of(kk, block, block))
-    return gl.where(i >= j, system, 0.0)
+    return lower(times_shared(decay * strength, block_of(kk, block, block)))
+
+
+@gluon.jit
+def score_between(
+    qk, tables, through, later: gl.constexpr, earlier: gl.constexpr, HEADS: gl.constexpr
+):
+    """Scores of the tokens of a block over those of an earlier one."""
+    BLOCKS: gl.constexpr = block_layout(HEADS)
+    since = from_later(tables, through, later, earlier, gl.SliceLayout(2, BLOCKS))
+    until = of_tokens(tables.index(3), earlier, gl.SliceLayout(1, BLOCKS))
+    return times_shared(since[:, :, None] * until[:, None, :], block_of(qk, later, earlier))
 
 
 @gluon.jit

@@ -29,6 +29,8 @@ class SpecializedConfig:
             program has all value heads of each.
         prepare_registers: Per thread of the preparation: as many as let three programs share a
             multiprocessor, where shared memory does, and none spill.
+        score_group: Most value heads a key head for which the recurrence computes the scores; for
+            more the preparation does, which then reads q once for all of them.
     """
 
     parts: int = 1
@@ -37,6 +39,7 @@ class SpecializedConfig:
     prepare_heads: int = 4
     prepare_keys: int = 4
     prepare_registers: int = 168
+    score_group: int = 2
 
 
 def gluon_is_there() -> bool:

@@ -40,6 +40,7 @@ def specialized_recurrence_kernel(
     k_tiles,
     v_tiles,
     transform_tiles,
+    attention_tiles,
     factor_tiles,
     decay_tiles,
     out_tiles,
@@ -161,12 +162,16 @@ def specialized_recurrence_kernel(
     transforms = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], transform_tiles.layout)
     scores = gl.allocate_shared_memory(DTYPE, [STAGES, BT, BT], transform_tiles.layout)
     factors = gl.allocate_shared_memory(gl.float32, [STAGES, 4 * BT], factor_tiles.layout)
-    decays = gl.allocate_shared_memory(gl.float32, [STAGES, 2 * BT], decay_tiles.layout)
     VECTOR: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
-    into_queries = gl.allocate_shared_memory(gl.float32, [STAGES, BT], VECTOR)
-    row_norms = gl.allocate_shared_memory(gl.float32, [BT], VECTOR)
+    decays = gl.allocate_shared_memory(gl.float32, [STAGES, 2 * BT], decay_tiles.layout)
+    into_queries = decays
+    if attention_tiles is None:
+        into_queries = gl.allocate_shared_memory(gl.float32, [STAGES, BT], VECTOR)
+        row_norms = gl.allocate_shared_memory(gl.float32, [BT], VECTOR)
     results = gl.allocate_shared_memory(DTYPE, [PARTS, BT, 64], out_tiles.layout)
     clear_quarter(quarters_of(transforms), 2)
+    if attention_tiles is not None:
+        clear_quarter(quarters_of(scores), 2)
     fence_async_shared()
     BARRIER: gl.constexpr = mbarrier.MBarrierLayout()
     row_ends = gl.allocate_shared_memory(gl.int32, [1], VECTOR)
@@ -199,33 +204,54 @@ def specialized_recurrence_kernel(
     row_ends.store(gl.full([1], 1, gl.int32, ONE) * ends)
     whose = (token + begin, tokens, end, column, channel, row_ends)
     copying = (
-        (q_tiles, k_tiles, v_tiles, transform_tiles, factor_tiles, decay_tiles),
-        (queries, keys, values, transforms, factors, decays),
+        (q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, decay_tiles),
+        (queries, keys, values, transforms, scores, factors, decays),
         (ready, done, landed),
         (token + begin, key_column, column, chunk, tokens),
     )
-    scoring = (scores, into_queries, row_norms, scored, scale)
     shared = (buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot)
-    # those that score come first: what the compiler takes out of the loops of later ones stays in
-    # registers of all of them
-    if PARTS == 1:
-        gl.warp_specialize(
-            [
-                (score_chunks, (copying, scoring, SCORE_WIDTH, L2NORM)),
-                (recur, (shared, 0, K, HV * V)),
-                (copy_chunks, (copying,)),
-            ],
-            [4, 1],
-            [RECUR_REGISTERS, COPY_REGISTERS],
-        )
+    if attention_tiles is not None:
+        if PARTS == 1:
+            gl.warp_specialize(
+                [
+                    (recur, (shared, 0, attention_tiles is None, K, HV * V)),
+                    (copy_chunks, (copying,)),
+                ],
+                [1],
+                [COPY_REGISTERS],
+            )
+        else:
+            gl.warp_specialize(
+                [
+                    (recur, (shared, 0, attention_tiles is None, K, HV * V)),
+                    (recur, (shared, 1, attention_tiles is None, K, HV * V)),
+                    (copy_chunks, (copying,)),
+                ],
+                [4, 1],
+                [RECUR_REGISTERS, COPY_REGISTERS],
+            )
     else:
-        gl.warp_specialize(
-            [
-                (score_chunks, (copying, scoring, SCORE_WIDTH, L2NORM)),
-                (recur, (shared, 0, K, HV * V)),
-                (recur, (shared, 1, K, HV * V)),
-                (copy_chunks, (copying,)),
-            ],
-            [4, 4, 1],
-            [RECUR_REGISTERS, RECUR_REGISTERS, COPY_REGISTERS],
-        )
+        scoring = (into_queries, row_norms, scored, scale)
+        # those that score come first: what the compiler takes out of the loops of later ones stays
+        # in registers of all of them
+        if PARTS == 1:
+            gl.warp_specialize(
+                [
+                    (score_chunks, (copying, scoring, SCORE_WIDTH, L2NORM)),
+                    (recur, (shared, 0, attention_tiles is None, K, HV * V)),
+                    (copy_chunks, (copying,)),
+                ],
+                [4, 1],
+                [RECUR_REGISTERS, COPY_REGISTERS],
+            )
+        else:
+            gl.warp_specialize(
+                [
+                    (score_chunks, (copying, scoring, SCORE_WIDTH, L2NORM)),
+                    (recur, (shared, 0, attention_tiles is None, K, HV * V)),
+                    (recur, (shared, 1, attention_tiles is None, K, HV * V)),
+                    (copy_chunks, (copying,)),
+                ],
+                [4, 4, 1],
+                [RECUR_REGISTERS, RECUR_REGISTERS, COPY_REGISTERS],
+            )

@@ -17,9 +17,13 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 
 from gdn_dispatch.triton_kernels.specialized_blocks_kernel import (
+    decay_within,
+    quarter_of,
+    score_between,
+    score_within,
     system_between,
+    system_within,
     times_shared,
-    within,
 )
 from gdn_dispatch.triton_kernels.specialized_gates_kernel import gates_of, keep_gates
 from gdn_dispatch.triton_kernels.specialized_inverse_kernel import keep_inverse
@@ -32,8 +36,10 @@ __all__ = ["specialized_prepare_kernel"]
 
 @gluon.jit(do_not_specialize=["chunks", "H"])
 def specialized_prepare_kernel(
+    q_tiles,
     k_tiles,
     transform_tiles,
+    attention_tiles,
     g,
     beta,
     A_log,
@@ -44,6 +50,7 @@ def specialized_prepare_kernel(
     starts,
     cu_seqlens,
     chunks,
+    scale,
     g_token,
     g_head,
     beta_token,
@@ -60,12 +67,13 @@ def specialized_prepare_kernel(
 ):
     """One chunk of KEYS key heads, and of HEADS value heads that share them.
 
-    Arguments and the transform are those of ``prepare_kernel``, but without the quarter that is
-    zero; scores are left to the recurrence (``score_chunks``). Factors of a token, in rows: of
-    what a state recalls by k; e^G; from a new value to the chunk's end; the value's strength; G in
-    base 2; with L2NORM, one over the norm of k.
+    Arguments and results are those of ``prepare_kernel``, but of matrices without the quarter that
+    is zero. Without ``q_tiles`` scores are left to the recurrence (``score_chunks``). Factors of a
+    token, in rows: of what a state recalls by k; e^G; from a new value to the chunk's end; the
+    value's strength; then, with scores, of what it answers to q, and nothing; without, G in base 2,
+    and with L2NORM one over the norm of k.
 
-    All warps multiply k; then each of them has a head of its own, or, where there are fewer,
+    All warps multiply q and k; then each of them has a head of its own, or, where there are fewer,
     repeats the last one, and what it makes is not kept.
     """
     ACC: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [4, 1], [16, BT, 16])
@@ -73,8 +81,11 @@ def specialized_prepare_kernel(
     COLUMN: gl.constexpr = gl.SliceLayout(0, ACC)
     DTYPE: gl.constexpr = k_tiles.dtype
     HALF: gl.constexpr = BT // 2
+    SCORES: gl.constexpr = q_tiles is not None
+    # keys lie behind queries
+    FIRST: gl.constexpr = KEYS if SCORES else 0
     # room for the inputs, and for three quarters of the matrices of all heads
-    INPUTS: gl.constexpr = KEYS if 8 * KEYS >= 3 * HEADS else 2 * KEYS
+    INPUTS: gl.constexpr = KEYS if not SCORES and 8 * KEYS >= 3 * HEADS else 2 * KEYS
     # programs for all value heads of these key heads
     PARTS: gl.constexpr = (GROUP * KEYS + HEADS - 1) // HEADS
     ALL_LIVE: gl.constexpr = PARTS * HEADS == GROUP * KEYS
@@ -109,39 +120,53 @@ def specialized_prepare_kernel(
     VECTOR: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     MATRIX: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [1, 0])
     MATRICES: gl.constexpr = gl.SwizzledSharedLayout(8, 1, 8, [2, 1, 0])
-    # products take the place of the inputs; matrices that of products, once nobody reads these
+    # products take the place of inputs that nobody else reads; matrices that of products
     inputs = gl.allocate_shared_memory(DTYPE, [INPUTS, BT, K], k_tiles.layout)
     products = inputs._reinterpret(gl.float32, [INPUTS, BT, BT], WIDE)
     by_key = inputs._reinterpret(gl.float32, [INPUTS // KEYS, KEYS, BT, BT], MATRICES)
     quarters = inputs._reinterpret(DTYPE, [8 * INPUTS // HEADS, HEADS, HALF, HALF], PANELS)
     tables = gl.allocate_shared_memory(gl.float32, [5, HEADS, BT], MATRIX)
     through = gl.allocate_shared_memory(gl.float32, [HEADS, 4], MATRIX)
-    norms = gl.allocate_shared_memory(gl.float32, [KEYS, BT], VECTOR)
-    norms_by_block = norms._reinterpret(gl.float32, [1, KEYS, 4, 16], CUBE)
+    if SCORES:
+        # until there are scores, there is room for the norms
+        scores = gl.allocate_shared_memory(DTYPE, [2, HEADS, HALF, HALF], PANELS)
+        norms = scores._reinterpret(gl.float32, [16 * HEADS, BT], VECTOR)
+        by_block = scores._reinterpret(gl.float32, [16 * HEADS // KEYS, KEYS, 4, 16], CUBE)
+    else:
+        norms = gl.allocate_shared_memory(gl.float32, [KEYS, BT], VECTOR)
+        by_block = norms._reinterpret(gl.float32, [1, KEYS, 4, 16], CUBE)
     ready = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(ready, count=1)
-    mbarrier.expect(ready, KEYS * k_tiles.block_type.nbytes)
+    mbarrier.expect(ready, (FIRST + KEYS) * k_tiles.block_type.nbytes)
     for n in gl.static_range(KEYS):
         at = [token, (first_key + n) * K]
-        tma.async_copy_global_to_shared(k_tiles, at, ready, inputs.index(n))
+        tma.async_copy_global_to_shared(k_tiles, at, ready, inputs.index(FIRST + n))
+        if SCORES:
+            tma.async_copy_global_to_shared(q_tiles, at, ready, inputs.index(n))
     mbarrier.wait(ready, 0)
     mbarrier.invalidate(ready)
     if length < BT:
-        for n in gl.static_range(KEYS):
+        for n in gl.static_range(FIRST + KEYS):
             blank(inputs.index(n), length)
         fence_async_shared()
     zero = gl.zeros([BT, BT], gl.float32, ACC)
-    keys = inputs.index(0)
+    keys = inputs.index(FIRST)
     product = warpgroup_mma(keys, keys.permute((1, 0)), zero, use_acc=False, is_async=True)
+    if SCORES:
+        queries = inputs.index(0)
+        score = warpgroup_mma(queries, keys.permute((1, 0)), zero, use_acc=False, is_async=True)
     from_start, to_end, strength, decay = keep_gates(
         gates, length, tables, through, A_log is not None, BETA_IS_LOGIT, NEG_EIGVAL
     )
     into_keys = from_start * strength
+    into_queries = from_start
     if L2NORM:
-        for n in gl.static_range(KEYS):
+        for n in gl.static_range(FIRST + KEYS):
             norms.index(n).store(inverse_norms(inputs.index(n)))
-        into_keys = times_shared(into_keys, norms_by_block.index(0))
-        to_end = times_shared(to_end, norms_by_block.index(0))
+        into_keys = times_shared(into_keys, by_block.index(FIRST // KEYS))
+        to_end = times_shared(to_end, by_block.index(FIRST // KEYS))
+        if SCORES:
+            into_queries = times_shared(into_queries, by_block.index(0))
     GATES: gl.constexpr = from_start.type.layout
     block = gl.arange(0, 4, gl.SliceLayout(0, gl.SliceLayout(2, GATES)))[None, :, None]
     t = 16 * block + gl.arange(0, 16, gl.SliceLayout(0, gl.SliceLayout(1, GATES)))[None, None, :]
@@ -154,24 +179,70 @@ def specialized_prepare_kernel(
     gl.store(factors_at + BT, from_start)
     gl.store(factors_at + 2 * BT, to_end)
     gl.store(factors_at + 3 * BT, strength)
-    gl.store(factors_at + 4 * BT, decay)
-    if L2NORM:
-        one = gl.full_like(strength, 1.0)
-        gl.store(factors_at + 5 * BT, times_shared(one, norms_by_block.index(0)))
+    if SCORES:
+        gl.store(factors_at + 4 * BT, into_queries * scale)
+    else:
+        gl.store(factors_at + 4 * BT, decay)
+        if L2NORM:
+            one = gl.full_like(strength, 1.0)
+            gl.store(factors_at + 5 * BT, times_shared(one, by_block.index(0)))
     for n in gl.static_range(KEYS):
         if n > 0:
-            keys = inputs.index(n)
+            keys = inputs.index(FIRST + n)
             product = warpgroup_mma(keys, keys.permute((1, 0)), zero, use_acc=False, is_async=True)
-        product = warpgroup_mma_wait(0, deps=(product,))
+            if SCORES:
+                queries = inputs.index(n)
+                score = warpgroup_mma(
+                    queries, keys.permute((1, 0)), zero, use_acc=False, is_async=True
+                )
+        if SCORES:
+            product, score = warpgroup_mma_wait(0, deps=(product, score))
+        else:
+            product = warpgroup_mma_wait(0, deps=(product,))
         if L2NORM:
-            product = product * norms.index(n).load(COLUMN)[None, :]
-            product = product * norms.index(n).load(ROW)[:, None]
-        products.index(n).store(product)
-    kk = by_key.index(0)
-    own_0 = within(kk, tables, 0, HEADS)
-    own_1 = within(kk, tables, 1, HEADS)
-    own_2 = within(kk, tables, 2, HEADS)
-    own_3 = within(kk, tables, 3, HEADS)
+            of_columns = norms.index(FIRST + n).load(COLUMN)[None, :]
+            product = product * of_columns
+            product = product * norms.index(FIRST + n).load(ROW)[:, None]
+            if SCORES:
+                score = score * of_columns * norms.index(n).load(ROW)[:, None]
+        if SCORES:
+            products.index(n).store(score * scale)
+        products.index(FIRST + n).store(product)
+    kk = by_key.index(FIRST // KEYS)
+    if SCORES:
+        qk = by_key.index(0)
+        decay_0 = decay_within(tables, 0, HEADS)
+        decay_1 = decay_within(tables, 1, HEADS)
+        own_0 = system_within(decay_0, kk, tables, 0)
+        own_1 = system_within(decay_1, kk, tables, 1)
+        below = score_between(qk, tables, through, 1, 0, HEADS)
+        nothing = gl.zeros_like(below)
+        upper = score_within(decay_0, qk, 0)
+        scores.index(0).store(
+            quarter_of(upper, nothing, below, score_within(decay_1, qk, 1), DTYPE)
+        )
+        gl.thread_barrier()  # or the assembler begins so much at once that it spills
+        decay_2 = decay_within(tables, 2, HEADS)
+        decay_3 = decay_within(tables, 3, HEADS)
+        own_2 = system_within(decay_2, kk, tables, 2)
+        own_3 = system_within(decay_3, kk, tables, 3)
+        below = score_between(qk, tables, through, 3, 2, HEADS)
+        upper = score_within(decay_2, qk, 2)
+        scores.index(1).store(
+            quarter_of(upper, nothing, below, score_within(decay_3, qk, 3), DTYPE)
+        )
+        left = quarter_of(
+            score_between(qk, tables, through, 2, 0, HEADS),
+            score_between(qk, tables, through, 2, 1, HEADS),
+            score_between(qk, tables, through, 3, 0, HEADS),
+            score_between(qk, tables, through, 3, 1, HEADS),
+            DTYPE,
+        )
+    else:
+        own_0 = system_within(decay_within(tables, 0, HEADS), kk, tables, 0)
+        own_1 = system_within(decay_within(tables, 1, HEADS), kk, tables, 1)
+        own_2 = system_within(decay_within(tables, 2, HEADS), kk, tables, 2)
+        own_3 = system_within(decay_within(tables, 3, HEADS), kk, tables, 3)
     between = (
         system_between(kk, tables, through, 1, 0, HEADS),
         system_between(kk, tables, through, 3, 2, HEADS),
@@ -180,6 +251,12 @@ def specialized_prepare_kernel(
         system_between(kk, tables, through, 3, 0, HEADS),
         system_between(kk, tables, through, 3, 1, HEADS),
     )
+    if SCORES:
+        quarters.index(3).store(left)
+        fence_async_shared()
+        keep_lower(
+            attention_tiles, place, matrix, scores.index(0), quarters.index(3), scores.index(1)
+        )
     keep_inverse((own_0, own_1, own_2, own_3), between, quarters)
     fence_async_shared()
     keep_lower(

@@ -27,7 +27,7 @@ __all__ = ["recur"]
 
 
 @gluon.jit
-def recur(shared, part: gl.constexpr, K: gl.constexpr, WIDTH: gl.constexpr):
+def recur(shared, part: gl.constexpr, WAITS: gl.constexpr, K: gl.constexpr, WIDTH: gl.constexpr):
     """Chunks one after the other, with the transposed state [64, K] in registers."""
     buffers, barriers, whose, initial_state, checkpointing, finally_, pad_slot = shared
     queries, keys, values, transforms, scores, factors, into_queries, results, out_tiles, out = (
@@ -93,9 +93,10 @@ def recur(shared, part: gl.constexpr, K: gl.constexpr, WIDTH: gl.constexpr):
         fresh, _ = warpgroup_mma_wait(1, deps=(fresh, surprise))
         decayed = gl.convert_layout((fresh * to_end[None, :]).to(DTYPE), DECAYED)
         fresh = gl.convert_layout(fresh.to(DTYPE), OPERAND)
-        mbarrier.wait(scored.index(stage), i // STAGES & 1)
+        if WAITS:
+            mbarrier.wait(scored.index(stage), i // STAGES & 1)
         result, _ = warpgroup_mma_wait(0, deps=(result, operand))
-        result = result * into_queries.index(stage).load(TOKENS)[None, :]
+        result = result * into_queries.index(stage).slice(0, BT).load(TOKENS)[None, :]
         result = warpgroup_mma(fresh, scores.index(stage).permute((1, 0)), result, is_async=True)
         state = warpgroup_mma(decayed, keys_at, state * whole, is_async=True)
         result, _ = warpgroup_mma_wait(1, deps=(result, fresh))

@@ -43,16 +43,15 @@ def score_chunks(copying, scoring, WIDTH: gl.constexpr, L2NORM: gl.constexpr):
 
     Args:
         copying: See ``copy_chunk``.
-        scoring: Scores ``[stages, tokens, tokens]``, filled with the operands of a product;
-            ``[stages, tokens]``, filled with what a state's answers to q are multiplied by;
+        scoring: ``[stages, tokens]``, filled with what a state's answers to q are multiplied by;
             ``[tokens]``, for this function alone; barriers of stages, told when scores are there;
             scale of q.
         WIDTH: Tokens whose keys are multiplied at a time; fewer take fewer registers.
         L2NORM: Rows of q and k are divided by their norms.
     """
     _, places, _, whose = copying
-    queries, keys, _, _, factors, decays = places
-    scores, into_queries, row_norms, scored, scale = scoring
+    queries, keys, _, _, scores, factors, decays = places
+    into_queries, row_norms, scored, scale = scoring
     STAGES: gl.constexpr = keys.shape[0]
     BT: gl.constexpr = keys.shape[1]
     PARTS: gl.constexpr = BT // WIDTH

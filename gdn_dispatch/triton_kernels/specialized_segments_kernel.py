@@ -205,8 +205,8 @@ def specialized_segment_kernel(
     first_chunk += head * chunks + begin // BT
     whose = (token + begin, head // GROUP * K, v_column, first_chunk, tokens)
     copying = (
-        (None, k_tiles, v_tiles, transform_tiles, factor_tiles, None),
-        (None, keys, values, transforms, factors, None),
+        (None, k_tiles, v_tiles, transform_tiles, None, factor_tiles, None),
+        (None, keys, values, transforms, None, factors, None),
         (ready, done, None),  # segments that leave something are whole chunks
         whose,
     )

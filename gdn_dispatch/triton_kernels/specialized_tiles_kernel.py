@@ -25,9 +25,10 @@ def blank(tile, rows):
 
     A few rows at a time, for warps of few registers.
     """
+    WARPS: gl.constexpr = gl.num_warps()
     ROWS: gl.constexpr = tile.shape[0]
-    EACH: gl.constexpr = 16
-    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [4, 1], [1, 0])
+    EACH: gl.constexpr = 8 if WARPS == 1 else 4 * WARPS
+    LAYOUT: gl.constexpr = gl.BlockedLayout([1, 8], [4, 8], [WARPS, 1], [1, 0])
     t = gl.arange(0, EACH, gl.SliceLayout(1, LAYOUT))
     for first in gl.static_range(0, ROWS, EACH):
         some = tile.slice(first, EACH)
@@ -44,14 +45,14 @@ def copy_chunk(copying, i):
     then somebody has to ``wait_for`` it. None: no row does.
 
     Args:
-        copying: Descriptors of q, k, v, transforms, factors and decay; where in shared memory these
-            go, in stages; barriers ready, done and landed; first token, columns of q and k and of
-            v, number of the first chunk, and tokens.
+        copying: Descriptors of q, k, v, transforms, scores (or None), factors and the last two of
+            these; where in shared memory they go, in stages; barriers ready, done and landed;
+            first token, columns of q and k and of v, number of the first chunk, and tokens.
         i: Which chunk of these tokens.
     """
     tiles, places, barriers, whose = copying
-    q_tiles, k_tiles, v_tiles, transform_tiles, factor_tiles, decay_tiles = tiles
-    queries, keys, values, transforms, factors, decays = places
+    q_tiles, k_tiles, v_tiles, transform_tiles, attention_tiles, factor_tiles, decay_tiles = tiles
+    queries, keys, values, transforms, scores, factors, decays = places
     ready, _, landed = barriers
     token, key_column, v_column, chunk, length = whose
     STAGES: gl.constexpr = keys.shape[0]
@@ -64,7 +65,7 @@ def copy_chunk(copying, i):
         k_tiles.block_type.nbytes
         + factor_tiles.block_type.nbytes
         + v_tiles.block_type.nbytes * PARTS
-        + 3 * transform_tiles.block_type.nbytes
+        + 3 * transform_tiles.block_type.nbytes * (1 if attention_tiles is None else 2)
         + FOR_QUERIES
     )
     stage = i % STAGES
@@ -85,6 +86,8 @@ def copy_chunk(copying, i):
     if q_tiles is not None:
         tma.async_copy_global_to_shared(q_tiles, [first, key_column], bar, queries.index(stage))
         tma.async_copy_global_to_shared(decay_tiles, [at + 4 * BT], bar, decays.index(stage))
+    if attention_tiles is not None:
+        copy_lower(attention_tiles, chunk + i, bar, scores, stage)
 
 
 @gluon.jit
@@ -94,7 +97,7 @@ def wait_for(copying, i):
     Factors of zero do not undo a NaN.
     """
     _, places, barriers, whose = copying
-    _, keys, values, _, _, _ = places
+    _, keys, values, _, _, _, _ = places
     ready, _, landed = barriers
     STAGES: gl.constexpr = keys.shape[0]
     PARTS: gl.constexpr = values.shape[0] // STAGES
@@ -115,8 +118,11 @@ def wait_for(copying, i):
 
 @gluon.jit
 def copy_chunks(copying):
-    """Chunks one after the other, as many ahead as there are stages; see ``copy_chunk``."""
-    _, places, barriers, whose = copying
+    """Chunks one after the other, as many ahead as there are stages; see ``copy_chunk``.
+
+    With scores, nobody else waits for a row's last one.
+    """
+    tiles, places, barriers, whose = copying
     keys = places[1]
     done = barriers[1]
     length = whose[4]
@@ -125,6 +131,9 @@ def copy_chunks(copying):
     for i in range(gl.cdiv(length, BT)):
         mbarrier.wait(done.index(i % STAGES), (i // STAGES & 1) ^ 1)
         copy_chunk(copying, i)
+        if tiles[4] is not None:
+            if length - i * BT < BT:
+                wait_for(copying, i)
 
 
 @gluon.jit

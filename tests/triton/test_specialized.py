@@ -33,6 +33,8 @@ SPECIAL = [
     replace(PORTABLE, specialized=SpecializedConfig(parts=2)),
     replace(PORTABLE, specialized=SpecializedConfig(parts=1, stages=2, prepare_heads=1)),
     replace(PORTABLE, specialized=SpecializedConfig(parts=2, prepare_heads=2, prepare_keys=1)),
+    replace(PORTABLE, specialized=SpecializedConfig(parts=1, score_group=0)),
+    replace(PORTABLE, specialized=SpecializedConfig(parts=2, score_group=0)),
 ]
 CUT = SegmentConfig(programs=10**9, min_tokens=64, price=1.0, join_precision="tf32")
 BF16_ERROR = 6e-3
