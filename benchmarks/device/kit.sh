@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # The conformance kit on backend cuda, and what only a GPU shows, from a checkout: nothing is
-# installed. Arguments go to pytest. BACKEND is a provider to hold to the kit instead; SITE has its
-# library, if it needs one (h200.sh unpack). CHECKER goes before Python.
+# installed. Arguments go to pytest. BACKEND is a provider to hold to the kit instead, but for what its
+# library is known to fail; SITE has that library, if it needs one (h200.sh unpack). CHECKER goes
+# before Python.
 #
 #   OUT=results bash benchmarks/device/kit.sh [-n 8]
 #   BACKEND=cuda/triton_invariant bash benchmarks/device/kit.sh
@@ -19,6 +20,8 @@ export PYTHONPATH="$PWD:$PWD/backends/cuda:$info${PYTHONPATH:+:$PYTHONPATH}"
 what=(backends/cuda/tests/test_conformance.py tests/triton/test_device.py)
 if [ -n "${BACKEND:-}" ]; then
     what=(--pyargs gdn_dispatch.testing --gdn-backend "$BACKEND")
+    known=backends/cuda/tests/xfails_${BACKEND#*/}.txt
+    [ -f "$known" ] && what+=(--gdn-xfails "$known")
     PYTHONPATH="$PYTHONPATH${SITE:+:$SITE:$SITE/nvidia_cutlass_dsl/dsl_packages}"
 else
     python3 -m gdn_dispatch doctor || true

@@ -3,7 +3,8 @@
 On an accelerator such a read waits for everything queued before it, in every layer. On a CPU it
 costs nothing and goes unnoticed, so it is looked for in what torch is asked to do: by the methods
 that hand values to Python, by the operators whose result, or its shape, torch itself says depends
-on values, and by copies from a device to the CPU.
+on values, and by copies from a device to the CPU. What an accelerator is planned with is the host's
+own, and may be read there; on a CPU nobody can tell the one from the other, and every read counts.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 __all__ = ["HostReads", "record_host_reads"]
 
@@ -48,39 +50,54 @@ class HostReads(list[str]):
 
 
 class _Methods(TorchFunctionMode):
-    def __init__(self, found: HostReads) -> None:
+    def __init__(self, found: HostReads, on_cpu: bool) -> None:
         super().__init__()
         self.found = found
+        self.on_cpu = on_cpu
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         name = getattr(func, "__name__", "")
-        if name in _METHODS:
+        if name in _METHODS and (self.on_cpu or _on_a_device(args, kwargs)):
             self.found.append(f"{resolve_name(func) or name} at {_caller()}")
         return func(*args, **(kwargs or {}))
 
 
 class _Operators(TorchDispatchMode):
-    def __init__(self, found: HostReads) -> None:
+    def __init__(self, found: HostReads, on_cpu: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.found = found
+        self.on_cpu = on_cpu
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         kwargs = kwargs or {}
-        if _reads(func, args, kwargs) or _brings_to_cpu(func, args, kwargs):
+        looks = self.on_cpu or _on_a_device(args, kwargs)
+        if looks and (_reads(func, args, kwargs) or _brings_to_cpu(func, args, kwargs)):
             self.found.append(f"{func} at {_caller()}")
         return func(*args, **kwargs)
 
 
 @contextmanager
-def record_host_reads() -> Iterator[HostReads]:
-    """Collect every host read of the code inside; a read is recorded and then done."""
+def record_host_reads(device: torch.device | str = "cpu") -> Iterator[HostReads]:
+    """Collect every host read of the code inside; a read is recorded and then done.
+
+    Args:
+        device: Where the code's inputs are. Elsewhere than on a CPU, reads of the CPU's tensors are
+            not collected.
+    """
     found = HostReads()
-    with _Operators(found), _Methods(found):
+    on_cpu = torch.device(device).type == "cpu"
+    with _Operators(found, on_cpu), _Methods(found, on_cpu):
         yield found
+
+
+def _on_a_device(args: tuple[Any, ...], kwargs: dict[str, Any] | None) -> bool:
+    """Whether a tensor among the arguments, or within them, is not on the CPU."""
+    leaves = tree_leaves((args, kwargs))
+    return any(isinstance(x, torch.Tensor) and x.device.type != "cpu" for x in leaves)
 
 
 def _reads(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:

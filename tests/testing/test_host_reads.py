@@ -1,7 +1,7 @@
 """The detector of host reads: nothing that hands a value to Python gets past it, and nothing else
 is taken for one.
 
-Everything here is on the CPU, where such a read costs nothing and only the detector sees it.
+Nearly all of it is on the CPU, where such a read costs nothing and only the detector sees it.
 """
 
 import math
@@ -133,6 +133,34 @@ def test_sending_a_tensor_to_a_device_is_no_read(send):
     with record_host_reads() as found:
         send(X)
     assert not found
+
+
+@pytest.mark.parametrize("read", READS)
+def test_of_code_for_a_device_the_cpus_tensors_may_be_read(read):
+    with record_host_reads("meta") as found:
+        READS[read]()
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda x: x.tolist(),
+        lambda x: bool(x.any()),
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: torch.where(x),
+        lambda x: COUNTS.clone().copy_(x),
+    ],
+    ids=["tolist", "bool", "nonzero", "a boolean mask", "where", "copy_"],
+)
+def test_of_code_for_a_device_a_read_of_its_tensors_is_recorded(read):
+    with (
+        record_host_reads("meta") as found,
+        pytest.raises((NotImplementedError, RuntimeError)),
+    ):
+        read(torch.empty(4, dtype=torch.int64, device="meta"))
+    assert found
 
 
 def test_the_line_that_reads_is_named():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from gdn_dispatch.errors import (
 )
 from gdn_dispatch.meta.chunk_meta import MetaSpec, build
 from gdn_dispatch.plan.batch import plan_batch
+from gdn_dispatch.testing import GDNBackendTests
 from gdn_dispatch.testing.host_reads import record_host_reads
 from gdn_dispatch.testing.numbers import generator, relative_error
+from gdn_dispatch.testing.xfails import read_exclusions
 from gdn_dispatch.torch_backend import rule as torch_rule
 from gdn_dispatch.types import MetaRequest, RuleRequest
 
@@ -324,6 +327,26 @@ class TestRefusals:
             monkeypatch.delattr(sys.modules[module], attribute, raising=False)
         with pytest.raises(BackendUnavailableError, match="cannot be imported"):
             providers.run(name, request())
+
+
+def test_qla_refuses_odd_numbers_of_heads(calls):
+    def of_heads(HV):
+        r = request(state=False)
+        r.v, r.g, r.beta = (x.repeat_interleave(3, 2)[:, :, :HV] for x in (r.v, r.g, r.beta))
+        return r
+
+    for HV in (3, 5):
+        with pytest.raises(UnsupportedRequestError, match=rf"HV={HV}: .* even .*cuda/triton"):
+            providers.run("flash_qla", of_heads(HV))
+    for HV in (1, 4):
+        compare("flash_qla", of_heads(HV))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_library_is_known_to_fail_is_a_test(name):
+    path = Path(__file__).with_name(f"xfails_{name}.txt")
+    for exclusion in read_exclusions(path if path.exists() else None):
+        assert hasattr(GDNBackendTests, exclusion.test.partition("[")[0])
 
 
 def test_qla_refuses_fp16_on_consumer_blackwell(calls, monkeypatch):

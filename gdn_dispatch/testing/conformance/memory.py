@@ -155,7 +155,7 @@ class MemoryTests(Conformance):
         meta = subject.meta(MIXED, device=given)
         out = torch.empty(sum(MIXED), dims.HV, dims.V, dtype=subject.dtype, device=subject.device)
         inputs = on_device(tokens.arguments | layer.arguments, subject.device)
-        with record_host_reads() as reads:
+        with record_host_reads(subject.device) as reads:
             gdn_attention(**inputs, **pools.arguments, meta=meta, out=out)
         assert not reads
 
@@ -165,7 +165,7 @@ class MemoryTests(Conformance):
         inputs, states = packed_case(subject)
         inputs = inputs.map(lambda x: x.to(subject.device)).packed()
         states, meta = states.to(subject.device), subject.meta(LENGTHS)
-        with record_host_reads() as reads:
+        with record_host_reads(subject.device) as reads:
             call_rule(form, inputs, initial_state=states, output_final_state=True, meta=meta)
         assert not reads
 

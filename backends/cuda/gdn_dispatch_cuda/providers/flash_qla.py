@@ -18,8 +18,9 @@ Copies and casts made here:
 
 FlashQLA itself copies inputs that are not contiguous.
 
-Refused: scale 0.0, which FlashQLA takes for "not given"; fp16 on compute capability 12.x, which
-does not compile there.
+Refused: scale 0.0, which FlashQLA takes for "not given"; what does not compile: an odd number of
+value heads above 1 (TileLang finds no layout for the decay's running sum), and fp16 on compute
+capability 12.x.
 
 Known limits: importing it creates a CUDA context, and it reads the number of multiprocessors of one
 device, once. ``scale`` is compiled in, as are both head counts: the first call of a kind compiles
@@ -78,6 +79,7 @@ _CAPABILITY: Final = Capability(
     notes=(
         "decay of less than e^-60 a token counts as e^-60",
         "context parallelism in packed batches only",
+        "HV is 1 or even",
         "float16 not on compute capability 12.x",
     ),
 )
@@ -117,6 +119,13 @@ def check(request: RuleRequest) -> None:
     if request.scale == 0.0:
         raise LIBRARY.refuse(
             "scale=0.0", "FlashQLA takes 0.0 for its default", "pass another scale"
+        )
+    HV = request.v.shape[2]
+    if HV > 1 and HV % 2:
+        raise LIBRARY.refuse(
+            f"HV={HV}",
+            "one or an even number of value heads compiles",
+            'pass backend="cuda/triton"',
         )
     major, minor = compute_capability(request.q.device)
     if major == 12 and request.q.dtype == torch.float16:
