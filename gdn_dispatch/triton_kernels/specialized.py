@@ -1,8 +1,4 @@
-"""The chunk rule by kernels of specialised warps: the host's part, and their descriptors.
-
-Gluon's descriptors hold the layout that a tile has in shared memory. Triton's, of ``tiles``, leave
-it to the compiler.
-"""
+"""The chunk rule by kernels of specialised warps: the host's part."""
 
 from __future__ import annotations
 
@@ -11,16 +7,23 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 import triton
-from triton.experimental.gluon import language as gl
-from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from gdn_dispatch.triton_kernels.rule_tensors import CHUNK, PrefillInputs, States
 from gdn_dispatch.triton_kernels.segments import size_of_segments, split_into_segments
+from gdn_dispatch.triton_kernels.specialized_descriptors import (
+    HALF,
+    factors_of_chunks,
+    quarters,
+    quarters_of_heads,
+    tokens,
+)
 from gdn_dispatch.triton_kernels.specialized_kernel import specialized_recurrence_kernel
 from gdn_dispatch.triton_kernels.specialized_prepare_kernel import specialized_prepare_kernel
 from gdn_dispatch.triton_kernels.specialized_segments_kernel import specialized_segment_kernel
 
 if TYPE_CHECKING:
+    from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
+
     from gdn_dispatch.triton_kernels.prefill import PrefillConfig
     from gdn_dispatch.triton_kernels.rows import Chunks, Rows
     from gdn_dispatch.triton_kernels.segments import SegmentPass, Segments
@@ -31,13 +34,6 @@ __all__ = ["can_specialize", "specialized_chunk_rule"]
 _PART = 64
 """Channels of V of a group of warps."""
 
-# Made once: a layout takes longer to make than the rest of a descriptor.
-_ROWS: Final = gl.NVMMASharedLayout(128, 16, 2)
-_PANELS: Final = gl.NVMMASharedLayout(64, 16, 2)
-_PANELS_OF_HEADS: Final = gl.NVMMASharedLayout(64, 16, 3)
-_FLAT: Final = gl.NVMMASharedLayout(0, 32, 1)
-
-_HALF = CHUNK // 2
 _FACTORS = 6
 """Numbers per token of the preparation."""
 
@@ -72,7 +68,8 @@ class _Shared(NamedTuple):
     Attributes:
         q, k, v: Descriptors of chunks.
         transform, attention, factors: What the preparation leaves; attention may be None.
-        chunks: Descriptors of a quarter of a transform, and of a chunk's factors: see ``_factors``.
+        chunks: Descriptors of a quarter of a transform, and of a chunk's factors, see
+            ``factors_of_chunks``.
     """
 
     q: TensorDescriptor
@@ -111,15 +108,15 @@ def specialized_chunk_rule(
         raise ValueError("specialized_chunk_rule wants PrefillConfig.specialized")
     v = inputs.v
     each = (v.shape[1], chunks.count)
-    transform = torch.empty(*each, 3, _HALF, _HALF, dtype=v.dtype, device=v.device)
+    transform = torch.empty(*each, 3, HALF, HALF, dtype=v.dtype, device=v.device)
     attention = None
     if v.shape[1] > how.score_group * inputs.k.shape[1]:
         attention = torch.empty_like(transform)
     factors = torch.empty(*each, _FACTORS, CHUNK, dtype=torch.float32, device=v.device)
     K = inputs.k.shape[2]
     shared = _Shared(
-        _tokens(inputs.q, K), _tokens(inputs.k, K), _tokens(v, _PART),
-        transform, attention, factors, (_quarters(transform), *_factors(factors)),
+        tokens(inputs.q, K), tokens(inputs.k, K), tokens(v, _PART),
+        transform, attention, factors, (quarters(transform), *factors_of_chunks(factors)),
     )  # fmt: skip
     _prepare(inputs, rows, chunks, shared, how)
     cut = None
@@ -153,8 +150,8 @@ def _prepare(
     specialized_prepare_kernel[(chunks.count * (H // keys) * parts,)](
         None if attention is None else shared.q,
         shared.k,
-        _quarters_of_heads(shared.transform, heads, group),
-        None if attention is None else _quarters_of_heads(attention, heads, group),
+        quarters_of_heads(shared.transform, heads, group),
+        None if attention is None else quarters_of_heads(attention, heads, group),
         inputs.g,
         inputs.beta,
         inputs.A_log,
@@ -252,9 +249,9 @@ def _recur(
         shared.k,
         shared.v,
         shared.chunks[0],
-        None if attention is None else _quarters(attention),
+        None if attention is None else quarters(attention),
         *shared.chunks[1:],
-        _tokens(out, _PART),
+        tokens(out, _PART),
         out,
         initial,
         final,
@@ -287,36 +284,3 @@ def _recur(
         num_warps=4,
         maxnreg=registers.average,
     )
-
-
-def _tokens(x: torch.Tensor, columns: int) -> TensorDescriptor:
-    """Of ``[T, heads, width]``: chunks of tokens, ``columns`` wide."""
-    T, heads, width = x.shape
-    block = [CHUNK, columns]
-    return TensorDescriptor(x, [T, heads * width], [x.stride(0), 1], block, _ROWS)
-
-
-def _factors(x: torch.Tensor) -> tuple[TensorDescriptor, TensorDescriptor]:
-    """Of a chunk's factors: four numbers a token, and the two, decay, that scores alone need."""
-    four, two = (TensorDescriptor(x, [x.numel()], [1], [n * CHUNK], _FLAT) for n in (4, 2))
-    return four, two
-
-
-def _quarters(x: torch.Tensor) -> TensorDescriptor:
-    """Of matrices ``[..., n, n]``, or of quarters of them: a quarter."""
-    n = x.shape[-1]
-    return TensorDescriptor(x, [x.numel() // n, n], [n, 1], [_HALF, _HALF], _PANELS)
-
-
-def _quarters_of_heads(x: torch.Tensor, heads: int, group: int) -> TensorDescriptor:
-    """Of the same by heads, ``[HV, ..., n, n]``: the same quarter of several heads.
-
-    Where these may be more than are left of a key head's, matrices of all key heads lie one below
-    the other instead: those of a key head's first value head, of its second and so on side by side.
-    """
-    n, each = x.shape[-1], x.stride(0)
-    count, rows = x.shape[0], each // n
-    if heads % group and group % heads:
-        count, rows = group, (x.shape[0] - group + 1) * rows
-    block = [heads, _HALF, _HALF]
-    return TensorDescriptor(x, [count, rows, n], [each, n, 1], block, _PANELS_OF_HEADS)
