@@ -8,7 +8,6 @@ from functools import partial
 from statistics import median
 
 import torch
-from gdn_dispatch_cpu.kernels.library import load_library
 
 from gdn_dispatch.cli.cases_inputs import HV, H, K, V
 from gdn_dispatch.cli.cases_transformers import Timed
@@ -34,13 +33,12 @@ def onednn() -> Iterator[None]:
         torch.backends.mkldnn.matmul.fp32_precision = before
 
 
-def operations(T: int) -> tuple[float, float]:
-    """Of T tokens, in chunks of the kernels' size: with the state, and between tokens.
+def operations(T: int, C: int) -> tuple[float, float]:
+    """Of T tokens, in chunks of C: with the state, and between tokens.
 
     Products with the state are K S, Q S and K^T X. The others, on and below the diagonal: K K^T
     and Q K^T once a key head, the substitution and P X once a value head.
     """
-    C = load_library().chunk_size
     with_state = 3 * 2 * C * K * V
     between = C * (C + 1) * (2 * K * H / HV + 2 * V)
     return T / C * HV * with_state, T / C * HV * between
