@@ -143,6 +143,7 @@ def _prepare(
     attention = shared.attention
     keys, heads = 1, min(config.prepare_heads, triton.next_power_of_2(group))
     if heads == group:  # then the value heads of several key heads lie side by side
+        # with scores, queries take as much of shared memory as keys
         most = config.prepare_keys if attention is None else min(config.prepare_keys, 2)
         keys = gcd(H, most, config.prepare_heads // heads)
         heads *= keys
