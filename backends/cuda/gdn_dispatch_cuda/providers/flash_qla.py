@@ -25,8 +25,8 @@ capability 12.x.
 Known limits: importing it creates a CUDA context, and it reads the number of multiprocessors of one
 device, once. ``scale`` is compiled in, as are both head counts: the first call of a kind compiles
 for tens of seconds. Ten processes of the conformance kit at once, on one cache of kernels, failed
-72 of 123 tests, many of which pass in a process with a cache of its own (``TILELANG_CACHE_DIR``):
-why was not found out. Backward exists in FlashQLA and is not declared.
+72 of 123 tests, many of which pass where two share a cache or each process has one of its own
+(``TILELANG_CACHE_DIR``): why was not found out. Backward exists in FlashQLA and is not declared.
 """
 
 from __future__ import annotations
